@@ -1,0 +1,58 @@
+# The commands of this repository. Python 3.10 to 3.13 is all they need: make demo PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+# ComfyUI does not pin torch; these three belong together.
+TORCH := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
+COMFYUI := 0.30.0
+COMFYUI_OLDEST := 0.18.2
+# The oldest transformers that is supported, with the releases of its time, beside the newest in .venv.
+OLDEST := .cache/transformers-4.57
+OLDEST_PACKAGES := transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0 diffusers==0.36.0 \
+	httpx==0.28.1 httpcore==1.0.9
+
+.PHONY: help install demo test test-library test-library-oldest test-comfyui test-comfyui-oldest lint bench clean
+.NOTPARALLEL:
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 24
+
+install: .venv/.installed ## make .venv with everything that the commands below need
+
+.venv/.installed: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv
+	comfyui=$$($(BIN)/python tools/comfyui.py fetch $(COMFYUI)) && \
+	$(BIN)/pip install $(TORCH) -e '.[dev]' -r "$$comfyui/requirements.txt"
+	touch $@
+
+$(OLDEST)/.installed: .venv/.installed
+	rm -rf $(OLDEST)
+	$(BIN)/pip install --no-deps --target $(OLDEST) $(OLDEST_PACKAGES)
+	touch $@
+
+demo: install ## edit a small clip in a real ComfyUI with random weights, into output/demo
+	$(BIN)/python tools/demo.py
+
+test: test-library test-library-oldest test-comfyui test-comfyui-oldest ## run all tests but the browser's
+
+# pytest is never started as python -m pytest: that puts this folder on sys.path, where nodes/ shadows ComfyUI's.
+test-library: install
+	$(BIN)/pytest tests --ignore=tests/comfy --ignore=tests/browser
+
+test-library-oldest: $(OLDEST)/.installed
+	PYTHONPATH=$(OLDEST) $(BIN)/python -c 'import transformers as t; assert t.__version__ == "4.57.6", t.__file__'
+	PYTHONPATH=$(OLDEST) $(BIN)/pytest tests/core/test_mllm.py tests/core/test_pipeline.py
+
+test-comfyui: install
+	$(BIN)/pytest tests/comfy --comfyui $(COMFYUI)
+
+test-comfyui-oldest: install
+	$(BIN)/pytest tests/comfy --comfyui $(COMFYUI_OLDEST)
+
+lint: install ## check the code's style and safety
+	$(BIN)/ruff check
+
+bench: install ## time the model's parts against their yardsticks
+	$(BIN)/python tools/bench.py
+
+clean: ## remove all that these commands have made
+	rm -rf .venv .cache output build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,212 @@
+"""The released diffusers folder: read without the code it names, and written so that it reads back the same."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from ..mllm import VisionLimits
+from . import dit_keys, files, vae_keys
+from .parts import Parts
+
+WEIGHTS = "diffusion_pytorch_model"
+_FOLDERS = ("transformer", "vae", "mllm_encoder", "processor", "source_embedder")
+_PROCESSOR_TEXT = (".json", ".jinja", ".txt")
+
+
+def is_released(folder: str | os.PathLike) -> bool:
+    """Whether this is a released Kiwi-Edit folder (complete or not)."""
+    folder = Path(folder)
+    return (folder / "model_index.json").is_file() and (folder / "mllm_encoder").is_dir()
+
+
+def check(folder: str | os.PathLike) -> Path:
+    """The folder, if every part is there and every file is whole; otherwise an error that says what to do."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; name the downloaded model folder.")
+    missing = [name for name in _FOLDERS if not (folder / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}/; download the model folder again.")
+    for name in (*_FOLDERS, "ref_embedder"):
+        if name != "processor" and (folder / name).is_dir():
+            for path in files.weight_files(folder / name, WEIGHTS):
+                files.check_file(path)
+    for path in files.weight_files(folder / "mllm_encoder", "model"):
+        files.check_file(path)
+    return folder
+
+
+def read_dit(folder: str | os.PathLike) -> tuple[dict, dict, dict, dict, bool]:
+    """DiT (diffusers names), its config, source embedder, reference embedder (or empty), ``ref_pad_first``."""
+    folder = Path(folder)
+    config = files.read_json(folder / "transformer" / "config.json")
+    dit = files.load_folder(folder / "transformer", WEIGHTS)
+    source = files.load_folder(folder / "source_embedder", WEIGHTS)
+    reference, first = {}, False
+    if (folder / "ref_embedder").is_dir():
+        reference = files.load_folder(folder / "ref_embedder", WEIGHTS)
+        first = bool(files.read_json(folder / "ref_embedder" / "config.json").get("ref_pad_first", False))
+    return dit, config, source, reference, first
+
+
+def read_vae(folder: str | os.PathLike) -> tuple[dict, dict]:
+    """VAE tensors (original names) and its config (``latents_mean``, ``latents_std``)."""
+    folder = Path(folder) / "vae"
+    tensors = files.load_folder(folder, WEIGHTS)
+    return tensors, files.read_json(folder / "config.json")
+
+
+def read_tokenizer(folder: str | os.PathLike) -> str:
+    """The text of ``tokenizer.json`` of a folder, built from its vocabulary if it is not there."""
+    folder = Path(folder)
+    if (folder / "tokenizer.json").is_file():
+        return (folder / "tokenizer.json").read_text(encoding="utf-8")
+    if not (folder / "vocab.json").is_file():
+        raise FileNotFoundError(f"{folder} has no tokenizer.json; download the model folder again.")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, use_fast=True).backend_tokenizer.to_str()
+
+
+def read_mllm(folder: str | os.PathLike) -> tuple[dict, dict, str]:
+    """Language model tensors, Qwen's config and the tokenizer's text."""
+    folder = Path(folder)
+    return (
+        files.load_folder(folder / "mllm_encoder", "model"),
+        files.read_json(folder / "processor" / "qwen_config.json"),
+        read_tokenizer(folder / "processor"),
+    )
+
+
+def read_connector(folder: str | os.PathLike) -> tuple[dict, dict]:
+    """Connector tensors and the ``mllm_encoder`` config."""
+    folder = Path(folder) / "mllm_encoder"
+    return files.load_folder(folder, WEIGHTS), files.read_json(folder / "config.json")
+
+
+def read(folder: str | os.PathLike) -> Parts:
+    """All of a released folder."""
+    folder = check(folder)
+    dit, dit_config, source, reference, first = read_dit(folder)
+    vae, vae_config = read_vae(folder)
+    mllm, qwen_config, tokenizer = read_mllm(folder)
+    connector, config = read_connector(folder)
+    return Parts(
+        transformer=dit,
+        transformer_config={name: value for name, value in dit_config.items() if not name.startswith("_")},
+        source_embedder=source,
+        ref_embedder=reference,
+        ref_pad_first=first,
+        vae=vae if vae_keys.is_original_vae(vae) else vae_keys.vae_to_original(vae),
+        latents_mean=vae_config.get("latents_mean"),
+        latents_std=vae_config.get("latents_std"),
+        mllm=mllm,
+        qwen_config=qwen_config,
+        connector=connector,
+        tokenizer=tokenizer,
+        limits=VisionLimits(
+            max_pixels_per_frame=config.get("max_pixels_per_frame", 262144),
+            max_object_token=config.get("max_object_token", 768),
+            tokens_per_second=qwen_config.get("vision_config", {}).get("tokens_per_second", 2),
+        ),
+        processor_files={
+            path.name: path.read_text(encoding="utf-8")
+            for path in sorted((folder / "processor").iterdir())
+            if path.suffix in _PROCESSOR_TEXT and path.name not in ("tokenizer.json", "qwen_config.json")
+        },
+    )
+
+
+def write(parts: Parts, folder: str | os.PathLike) -> None:
+    """Write the released layout; ``model_index.json`` comes last, so that a killed run leaves no model behind."""
+    folder = Path(folder)
+    (folder / "model_index.json").unlink(missing_ok=True)
+    channels = parts.source_embedder["patch_embedding.weight"]
+    embedder = {
+        "_class_name": "ConditionalEmbedder",
+        "dim": channels.shape[0],
+        "in_dim": channels.shape[1],
+        "patch_size": list(channels.shape[2:]),
+        "ref_pad_first": parts.ref_pad_first,
+        "zero_init": True,
+    }
+    _write_component(folder / "transformer", parts.transformer, {"_class_name": "WanTransformer3DModel", **parts.transformer_config})
+    _write_component(folder / "source_embedder", parts.source_embedder, embedder)
+    if parts.ref_embedder:
+        _write_component(folder / "ref_embedder", parts.ref_embedder, embedder)
+
+    vae_config = vae_keys.vae_config(parts.vae, parts.latents_mean, parts.latents_std)
+    _write_component(
+        folder / "vae",
+        parts.vae,
+        {
+            "_class_name": "VAE",
+            "z_dim": vae_config["z_dim"],
+            "dim": vae_config["base_dim"],
+            "dec_dim": vae_config["decoder_base_dim"] or vae_config["base_dim"],
+            "dim_mult": list(vae_config["dim_mult"]),
+            "num_res_blocks": vae_config["num_res_blocks"],
+            "attn_scales": [],
+            "temperal_downsample": list(vae_config["temperal_downsample"]),
+            "dropout": 0.0,
+            "latents_mean": list(vae_config["latents_mean"]),
+            "latents_std": list(vae_config["latents_std"]),
+            "vae_pth": f"{WEIGHTS}.safetensors",
+        },
+    )
+
+    from ..connector import DualConnector
+
+    _write_component(
+        folder / "mllm_encoder",
+        parts.connector,
+        {
+            "_class_name": "MLLMEncoder",
+            "mllm_model_path": ".",
+            **DualConnector.sizes_from(parts.connector),
+            "max_object_token": parts.limits.max_object_token,
+            "max_frames": 16,
+            "max_pixels_per_frame": parts.limits.max_pixels_per_frame,
+        },
+    )
+    files.save_tensors(parts.mllm, folder / "mllm_encoder" / "model.safetensors")
+
+    processor = folder / "processor"
+    for name, text in {**parts.processor_files, "tokenizer.json": parts.tokenizer}.items():
+        with files.replacing(processor / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    files.save_json(parts.qwen_config, processor / "qwen_config.json")
+    files.save_json(
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0},
+        folder / "scheduler" / "scheduler_config.json",
+    )
+    files.save_json(
+        {
+            "_class_name": "KiwiEditPipeline",
+            "processor": ["transformers", "AutoProcessor"],
+            "transformer": ["diffusers", "WanTransformer3DModel"],
+            "vae": ["wan_video_vae", "VAE"],
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            "mllm_encoder": ["mllm_encoder", "MLLMEncoder"],
+            "source_embedder": ["conditional_embedder", "ConditionalEmbedder"],
+            **({"ref_embedder": ["conditional_embedder", "ConditionalEmbedder"]} if parts.ref_embedder else {}),
+        },
+        folder / "model_index.json",
+    )
+
+
+def _write_component(folder: Path, tensors: dict[str, torch.Tensor], config: dict) -> None:
+    files.save_tensors(tensors, folder / f"{WEIGHTS}.safetensors")
+    for shard in folder.glob(f"{WEIGHTS}-*-of-*.safetensors"):
+        shard.unlink()
+    files.save_json(config, folder / "config.json")
+
+
+def comfyui_dit(folder: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The folder's DiT and embedders as a ComfyUI single file would hold them."""
+    dit, _, source, reference, first = read_dit(folder)
+    tensors = {dit_keys.to_original(name): tensor for name, tensor in dit.items()}
+    return dit_keys.join_embedders(tensors, source, reference, first)

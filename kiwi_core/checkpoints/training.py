@@ -1,0 +1,147 @@
+"""A published training checkpoint (trainable tensors only) on top of the base models it was trained from.
+
+Under its own names: ``mllm.<kind>_queries.q``, the query connector misspelt ``mllm.connetor``, the language model's
+LoRA under ``mllm.model.model.language_model``, the DiT whole or as LoRA under ``dit``, embedders under
+``vae_condition`` and ``ref_vae_condition``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..mllm import VisionLimits
+from ..variant import find_variant
+from . import dit_keys, files, released, single_files
+from .parts import Parts, Tensors
+
+_LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+
+
+def is_training(names) -> bool:
+    """Whether these are the names of a training checkpoint."""
+    return any(_plain(name).startswith(("mllm.connetor.", "mllm.image_queries")) for name in names)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("pipe.")
+
+
+def split(checkpoint: Tensors) -> dict[str, dict[str, torch.Tensor]]:
+    """The checkpoint's tensors by what they belong to: dit, mllm, connector, source, reference.
+
+    LoRA tensors keep their ``lora_A`` and ``lora_B``; the language model's names become the published ones.
+    """
+    parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ("dit", "mllm", "connector", "source", "reference")}
+    for original, tensor in checkpoint.items():
+        name = _plain(original)
+        if name.startswith("mllm.model."):
+            rest = name.removeprefix("mllm.model.").removeprefix("model.")
+            rest = "model." + rest.removeprefix("language_model.") if rest.startswith("language_model.") else rest
+            parts["mllm"][rest] = tensor
+        elif name.startswith(dit_keys.REFERENCE_PREFIX):
+            parts["reference"][name.removeprefix(dit_keys.REFERENCE_PREFIX)] = tensor
+        elif name.startswith(dit_keys.SOURCE_PREFIX):
+            parts["source"][name.removeprefix(dit_keys.SOURCE_PREFIX)] = tensor
+        elif name.startswith("mllm."):
+            rest = name.removeprefix("mllm.").replace("connetor.", "connector.")
+            parts["connector"][rest.removesuffix(".q") if rest.endswith("_queries.q") else rest] = tensor
+        else:
+            parts["dit"][name.removeprefix("dit.")] = tensor
+    return parts
+
+
+def merge_lora(base: Tensors, lora: Tensors) -> dict[str, torch.Tensor]:
+    """Base weights with whole tensors replaced and LoRA pairs added (alpha = rank, so W + B A).
+
+    The sum is taken in float32 and kept in the base's dtype.
+    """
+    merged = dict(base)
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in lora.items():
+        match = _LORA.fullmatch(name)
+        if match:
+            pairs.setdefault(match.group(1) + ".weight", {})[match.group(2)] = tensor
+        else:
+            merged[name] = tensor
+    for name, pair in pairs.items():
+        if name not in base or len(pair) != 2:
+            raise ValueError(f"The checkpoint's LoRA for {name} does not fit the base model; use the base it names.")
+        weight = base[name]
+        merged[name] = (weight.float() + pair["B"].float() @ pair["A"].float()).to(weight.dtype)
+    return merged
+
+
+def read(
+    checkpoint: str | os.PathLike,
+    mllm: str | os.PathLike,
+    vae: str | os.PathLike,
+    model: str | os.PathLike | None = None,
+    ref_pad_first: bool = False,
+) -> Parts:
+    """A checkpoint of stage 2 or 3 and its bases.
+
+    Args:
+        mllm: Qwen2.5-VL-3B-Instruct's folder. vae: a Wan VAE safetensors file. model: the base DiT, a file or a folder
+            of shards; not needed where the checkpoint holds the whole DiT. ref_pad_first: the checkpoint's, which its
+            file does not say.
+    """
+    given = split(files.load_tensors(checkpoint))
+    if not given["connector"]:
+        raise ValueError(f"{checkpoint} is no Kiwi-Edit training checkpoint (mllm.connetor.* is missing).")
+    if not given["source"]:
+        raise ValueError(f"{checkpoint} is of stage 1, which cannot edit yet; use one of stage 2 or 3.")
+    base = load_base(model) if model is not None else {}
+    if not base and any("lora_" in name for name in given["dit"]):
+        raise ValueError(f"{checkpoint} holds a LoRA of the DiT; pass model= the base Wan DiT.")
+    dit = merge_lora(base, given["dit"])
+    variant = find_variant({name: tensor.shape for name, tensor in dit.items()})
+
+    language, config, tokenizer = read_qwen(mllm)
+    return Parts(
+        transformer={dit_keys.to_diffusers(name): tensor for name, tensor in dit.items()},
+        transformer_config=variant.transformer_config(),
+        source_embedder=given["source"],
+        ref_embedder=given["reference"],
+        ref_pad_first=ref_pad_first,
+        vae=single_files.read_vae(vae),
+        mllm=merge_lora(language, given["mllm"]),
+        qwen_config=config,
+        connector=given["connector"],
+        tokenizer=tokenizer,
+        limits=VisionLimits(
+            max_object_token=len(given["connector"]["ref_queries"]) if "ref_queries" in given["connector"] else 768,
+            tokens_per_second=config["vision_config"].get("tokens_per_second", 2),
+        ),
+    )
+
+
+def load_base(model: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """A base DiT under original names, from a file or a folder of shards."""
+    path = Path(model)
+    tensors = files.load_folder(path, released.WEIGHTS) if path.is_dir() else files.load_tensors(path)
+    tensors = single_files.strip_prefix(tensors)
+    if dit_keys.is_diffusers(tensors):
+        return {dit_keys.to_original(name): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
+
+
+def read_qwen(folder: str | os.PathLike) -> tuple[dict[str, torch.Tensor], Mapping, str]:
+    """Qwen2.5-VL's own folder: tensors under published names, config, tokenizer text."""
+    folder = Path(folder)
+    tensors = files.load_folder(folder, "model")
+    tensors.pop("lm_head.weight", None)
+    names = {
+        name: name.removeprefix("model.") if name.startswith("model.visual.") else
+        "model." + name.removeprefix("model.language_model.") if name.startswith("model.language_model.") else name
+        for name in tensors
+    }  # fmt: skip
+    config = files.read_json(folder / "config.json")
+    if "text_config" not in config:  # the published file keeps the text model's settings on top
+        vision = config.pop("vision_config")
+        config = {"model_type": "qwen2_5_vl", "text_config": {**config, "model_type": "qwen2_5_vl_text"}, "vision_config": vision}
+    return {names[name]: tensor for name, tensor in tensors.items()}, config, released.read_tokenizer(folder)

@@ -1,0 +1,225 @@
+"""The command line: ``kiwi-edit edit`` and ``kiwi-edit inspect``.
+
+Results go to stdout, everything else to stderr. Heavy imports wait until the input has been looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from .media import Clip
+    from .pipeline import KiwiEditPipeline
+
+logger = logging.getLogger(__name__)
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_VIDEOS, _PICTURES = (".mp4", ".mov", ".mkv", ".gif"), (".png", ".jpg", ".jpeg", ".webp")
+
+
+def edit(
+    video: Path,
+    prompt: str,
+    model: str,
+    output: Path,
+    reference: tuple[Path, ...] = (),
+    frames: int = 81,
+    max_pixels: int = 720 * 1280,
+    steps: int = 50,
+    shift: float = 5.0,
+    seed: int = 0,
+    compare: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    offload: Literal["none", "model", "group"] = "none",
+    rounding: Literal["shipped", "none"] = "shipped",
+) -> None:
+    """Edit a video or a picture by an instruction. Frame rate and sound are kept.
+
+    Args:
+        video: the clip, or a picture.
+        prompt: what to change, in a sentence.
+        model: folder of the model, or its name on the hub.
+        output: .mp4, .mov, .mkv or .gif; .png, .jpg or .webp for one frame.
+        reference: picture of what is to appear; several for a model trained with several.
+        frames: edit at most so many frames from the start; the model was trained with up to 81.
+        max_pixels: scale frames down to at most this area.
+        steps: model evaluations.
+        shift: above 1 spends more of the steps at high noise; the model was trained with 5.
+        seed: of the noise; the same seed gives the same result.
+        compare: also write OUTPUT_compare, the source beside the result.
+        dtype: precision of the weights.
+        device: auto takes a GPU if there is one.
+        offload: keep in GPU memory only the component (model) or the layer (group) at work.
+        rounding: shipped rounds timesteps and what the language model sees to bfloat16, as in training.
+    """
+    if not prompt.strip():
+        raise ValueError("The prompt is empty; say what to change.")
+    if frames < 1:
+        raise ValueError(f"--frames is {frames}; use at least 1.")
+    if max_pixels < 1:
+        raise ValueError(f"--max-pixels is {max_pixels}; use the area of a frame, such as 921600.")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed is {seed}; use a whole number from 0 on, below 2**63.")
+    outputs = [output, output.with_name(f"{output.stem}_compare{output.suffix}")][: 1 + compare]
+    for path in outputs:
+        _check_output(path, video)
+
+    from . import geometry, media, schedule
+
+    schedule.flow_sigmas(steps, shift)  # refuses steps and shift that make no schedule
+    where = _device(device, offload)
+    _check_model(model, with_reference=bool(reference))
+    pictures = [media.load_image(path) for path in reference]
+    clip = media.load_video(video, max_frames=frames + 1)
+    source = clip.frames[:frames]
+    height, width = source.shape[1:3]
+    media.check_frame_size(height, width)
+    if len(source) > 1 and output.suffix.lower() in _PICTURES:
+        raise ValueError(
+            f"{output.name} holds one picture, but {video} has more frames; name an .mp4, or use --frames 1."
+        )
+    if len(clip.frames) > frames:
+        logger.warning("%s is longer than %d frames; the rest is left out (--frames).", video, frames)
+
+    import torch
+
+    start = time.monotonic()
+    pipe = _load(model, getattr(torch, _DTYPES[dtype]), where, offload)
+    height, width = geometry.fit_size(height, width, max_pixels, pipe.multiple)
+    result = pipe(
+        prompt,
+        source,
+        pictures or None,
+        height=height,
+        width=width,
+        num_frames=len(source),
+        num_inference_steps=steps,
+        shift=shift,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        rounding=rounding,
+    ).frames
+    _save(output, result, clip)
+    if compare:
+        _save(outputs[1], media.side_by_side(source, result), clip)
+    logger.info("%d frames of %dx%d in %.1f s.", len(result), width, height, time.monotonic() - start)
+    print(*outputs, sep="\n")
+
+
+def inspect(path: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Say what a checkpoint is: layout, variant, precision, and what is missing.
+
+    Args:
+        path: a safetensors file or a model folder.
+    """
+    from .checkpoints.inspect import inspect
+
+    print(inspect(path))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    logging.basicConfig(format="kiwi-edit: %(message)s")
+    logging.getLogger("kiwi_core").setLevel(logging.INFO)
+    about = "Edit videos by instruction and by reference picture."
+    try:
+        commands = {"edit": edit, "inspect": inspect}
+        tyro.extras.subcommand_cli_from_dict(commands, prog="kiwi-edit", description=about, args=argv)
+    except MemoryError as error:
+        print(f"kiwi-edit: {error} Here: --offload, or smaller --frames or --max-pixels.", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"kiwi-edit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kiwi-edit: stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _check_output(path: Path, video: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it, such as {path / 'edited.mp4'}.")
+    if path.suffix.lower() not in _VIDEOS + _PICTURES:
+        raise ValueError(f"Cannot tell the format of {path}; end its name in .mp4, .mov, .mkv, .gif or .png.")
+    if path.exists() and video.exists() and path.samefile(video):
+        raise ValueError(f"{path} is the source itself; give the result another name.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"Cannot write into {folder} ({error.strerror}); choose another folder.") from None
+
+
+def _device(name: str, offload: str) -> str:
+    """The torch device meant by ``--device``."""
+    import torch
+
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((gpu for gpu, available in gpus.items() if available), "cpu")
+    if not gpus.get(name, True):
+        raise ValueError(f"torch finds no {name} device here; use --device auto.")
+    if name == "cpu" and offload != "none":
+        raise ValueError("There is no GPU to offload from here; leave --offload out.")
+    return name
+
+
+def _check_model(model: str, with_reference: bool) -> None:
+    """Refuse a folder that is not whole, by its headers alone; a name on the hub cannot be looked into."""
+    if _HUB_NAME.fullmatch(model) and not Path(model).exists():
+        return
+    from .checkpoints.inspect import inspect
+    from .checkpoints.released import check
+
+    folder = check(model)
+    if missing := inspect(folder).missing:
+        raise ValueError(f"{folder} is not a whole model: {'; '.join(missing)}.")
+    if with_reference and not (folder / "ref_embedder").is_dir():
+        raise ValueError(f"{folder} was trained without reference pictures; use a reference model.")
+
+
+def _load(model: str, dtype: torch.dtype, device: str, offload: str) -> KiwiEditPipeline:
+    import torch
+
+    from .pipeline import KiwiEditPipeline
+
+    logger.info("Loading %s.", model)
+    try:
+        pipe = KiwiEditPipeline.from_pretrained(model, dtype)
+    except OSError as error:
+        if Path(model).exists():
+            raise
+        raise ValueError(f"{model} is no folder, and its download failed; check name and network.") from error
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "group":
+        gpu = torch.device(device)
+        pipe.enable_group_offload(gpu, offload_type="leaf_level", use_stream=gpu.type == "cuda")
+    else:
+        pipe.to(device)
+    return pipe
+
+
+def _save(path: Path, frames: np.ndarray, clip: Clip) -> None:
+    from . import media
+
+    try:
+        media.save_video(path, frames, clip.frame_rate, audio_from=clip.path)
+    except ValueError as error:  # a broken sound track must not cost the edit
+        logger.warning("%s %s is written without sound.", error, path)
+        media.save_video(path, frames, clip.frame_rate)

@@ -1,0 +1,90 @@
+"""The language model and its connector on transformers' Qwen2.5-VL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from tokenizers import Tokenizer
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+
+from . import mllm
+from .connector import DualConnector
+
+
+class MLLMEncoder(torch.nn.Module):
+    """Instruction, clip and reference to the DiT's context.
+
+    Args:
+        config: Qwen2.5-VL's, as a dict (the released ``processor/qwen_config.json``).
+        connector: its queries and connectors. tokenizer: Qwen2.5's. limits: what the checkpoint was trained to see.
+    """
+
+    def __init__(self, config: Mapping, connector: DualConnector, tokenizer: Tokenizer, limits: mllm.VisionLimits):
+        super().__init__()
+        self.qwen_config = dict(config)
+        self.model = Qwen2_5_VLModel(Qwen2_5_VLConfig(**config))
+        self.connector = connector
+        self.tokenizer = tokenizer
+        self.limits = limits
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, torch.Tensor], config: Mapping, **parts) -> MLLMEncoder:
+        """Build around Qwen weights under their published names (``model.*``, ``visual.*``), without copying them."""
+        with init_empty_weights(include_buffers=False):
+            encoder = cls(config, **parts)
+        weights = {
+            "language_model." + name.removeprefix("model.") if name.startswith("model.") else name: tensor
+            for name, tensor in state_dict.items()
+        }
+        encoder.model.load_state_dict(weights, strict=True, assign=True)
+        return encoder.eval()
+
+    def published_state_dict(self) -> dict[str, torch.Tensor]:
+        """Qwen's weights under their published names."""
+        return {
+            "model." + name.removeprefix("language_model.") if name.startswith("language_model.") else name: tensor
+            for name, tensor in self.model.state_dict().items()
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def _apply(self, fn, recurse=True):
+        # Rotary frequencies stay float32 in every dtype, as in the published runs.
+        exact = {module: module.inv_freq for module in self.modules() if "inv_freq" in module._buffers}
+        super()._apply(fn, recurse)
+        for module, frequencies in exact.items():
+            module.inv_freq = frequencies.to(module.inv_freq.device)
+        return self
+
+    def prepare(
+        self, prompt: str, frames: np.ndarray, reference: np.ndarray | None = None, rounding: str = "shipped"
+    ) -> mllm.MLLMInputs:
+        """See :func:`kiwi_core.mllm.build_inputs`."""
+        return mllm.build_inputs(
+            self.tokenizer, prompt, frames, reference, self.connector.num_queries, self.limits, rounding
+        )
+
+    def forward(self, inputs: mllm.MLLMInputs) -> torch.Tensor:
+        """Context ``[1, N, dit_dim]``."""
+        text, visual = self.model.language_model, self.model.visual
+
+        def encode_vision(pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+            features = visual(pixels.to(self.dtype), grid_thw=grid)
+            return getattr(features, "pooler_output", features)  # transformers 5 wraps them
+
+        def language_model(embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            # An explicit mask keeps transformers 4.57 from taking the positions for packed sequences.
+            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+            states = text(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+            return states.last_hidden_state
+
+        return mllm.run(inputs, self.connector, text.embed_tokens, encode_vision, language_model, self.device)

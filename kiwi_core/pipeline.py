@@ -1,0 +1,363 @@
+"""Edit a video by instruction and reference: the published model as a diffusers pipeline."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLWan, DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from . import geometry, media, memory, mllm, schedule
+from . import vae as vae_ops
+from .checkpoints import released, single_files, training, vae_keys
+from .checkpoints.parts import Parts
+from .conditioning import PatchEmbedder
+from .connector import DualConnector
+from .mllm_encoder import MLLMEncoder
+from .transformer import KiwiTransformer3DModel
+
+logger = logging.getLogger(__name__)
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass
+class KiwiEditPipelineOutput(BaseOutput):
+    """An edited clip."""
+
+    frames: np.ndarray | list[Image.Image] | torch.Tensor
+    """uint8 ``[T, H, W, 3]``, a list of PIL images, or the latents, as ``output_type`` asks."""
+    latents: torch.Tensor
+    """Final latents, normalised, ``[1, C, F, h, w]``."""
+
+
+def _pictures(reference) -> list[Image.Image]:
+    """References in any form that the pipeline takes, as RGB pictures."""
+    if reference is None:
+        return []
+    if not isinstance(reference, (list, tuple)):
+        reference = [reference]
+    return [
+        Image.fromarray(media.as_frames(item)[0]) if isinstance(item, np.ndarray) else media.load_image(item)
+        for item in reference
+    ]
+
+
+class KiwiEditPipeline(DiffusionPipeline):
+    """Instruction- and reference-guided video editing.
+
+    Read one with :meth:`from_pretrained`, :meth:`from_single_files` or :meth:`from_training_checkpoint`.
+    """
+
+    model_cpu_offload_seq = "mllm_encoder->source_embedder->ref_embedder->transformer->vae"
+    _optional_components = ["ref_embedder"]
+
+    def __init__(
+        self,
+        transformer: KiwiTransformer3DModel,
+        vae: AutoencoderKLWan,
+        mllm_encoder: MLLMEncoder,
+        source_embedder: PatchEmbedder,
+        ref_embedder: PatchEmbedder | None = None,
+        ref_pad_first: bool = False,
+        processor_files: dict[str, str] | None = None,
+    ):
+        super().__init__()
+        channels, dim = transformer.config.in_channels, transformer.patch_embedding.out_channels
+        if vae.config.z_dim != channels:
+            raise ValueError(
+                f"The VAE has {vae.config.z_dim} latent channels and the model {channels}; use the "
+                f"{'Wan2.2' if channels == 48 else 'Wan2.1'} VAE with this model."
+            )
+        if mllm_encoder.connector.dit_dim != dim:
+            raise ValueError(
+                f"The connector is for a model of width {mllm_encoder.connector.dit_dim}, not {dim}; use the files of "
+                "one checkpoint together."
+            )
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            mllm_encoder=mllm_encoder,
+            source_embedder=source_embedder,
+            ref_embedder=ref_embedder,
+        )
+        self.register_to_config(ref_pad_first=ref_pad_first)
+        self._processor_files = processor_files or {}
+        self._tile: vae_ops.Tile | str | None = "auto"
+        self.interrupt = False
+
+    # Loading and saving
+
+    @classmethod
+    def from_parts(cls, parts: Parts, dtype: torch.dtype = torch.bfloat16) -> KiwiEditPipeline:
+        """Modules around the tensors of any layout, which are cast but not copied otherwise."""
+
+        def fill(module: torch.nn.Module, tensors) -> torch.nn.Module:
+            module.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+            return module.eval().requires_grad_(False)
+
+        def embedder(tensors) -> PatchEmbedder | None:
+            if not tensors:
+                return None
+            dim, channels, *patch = tensors["patch_embedding.weight"].shape
+            return fill(PatchEmbedder(channels, dim, tuple(patch)), tensors)
+
+        vae = vae_ops.load_vae(parts.vae, parts.latents_mean, parts.latents_std, dtype=dtype)
+        with init_empty_weights(include_buffers=False):
+            transformer = KiwiTransformer3DModel.from_config(dict(parts.transformer_config))
+            connector = DualConnector(**DualConnector.sizes_from(parts.connector))
+        if not any(".text_embedder." in name for name in parts.transformer):
+            transformer.condition_embedder.text_embedder = None  # unused, and left out of ComfyUI files
+        return cls(
+            transformer=fill(transformer, parts.transformer),
+            vae=vae.eval().requires_grad_(False),
+            mllm_encoder=MLLMEncoder.from_state_dict(
+                {name: tensor.to(dtype) for name, tensor in parts.mllm.items()},
+                parts.qwen_config,
+                connector=fill(connector, parts.connector),
+                tokenizer=mllm.load_tokenizer(parts.tokenizer),
+                limits=parts.limits,
+            ).requires_grad_(False),
+            source_embedder=embedder(parts.source_embedder),
+            ref_embedder=embedder(parts.ref_embedder),
+            ref_pad_first=parts.ref_pad_first,
+            processor_files=dict(parts.processor_files),
+        )
+
+    def to_parts(self) -> Parts:
+        """The pipeline's tensors and settings, for writing them in any layout."""
+        encoder = self.mllm_encoder
+        config = self.transformer.config
+        return Parts(
+            transformer=self.transformer.state_dict(),
+            transformer_config={name: value for name, value in config.items() if not name.startswith("_")},
+            source_embedder=self.source_embedder.state_dict(),
+            ref_embedder=self.ref_embedder.state_dict() if self.ref_embedder is not None else {},
+            ref_pad_first=self.config.ref_pad_first,
+            vae=vae_keys.vae_to_original(self.vae.state_dict()),
+            latents_mean=list(self.vae.config.latents_mean),
+            latents_std=list(self.vae.config.latents_std),
+            mllm=encoder.published_state_dict(),
+            qwen_config=encoder.qwen_config,
+            connector=encoder.connector.state_dict(),
+            tokenizer=encoder.tokenizer.to_str(),
+            limits=encoder.limits,
+            processor_files=self._processor_files,
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, dtype: torch.dtype = torch.bfloat16) -> KiwiEditPipeline:
+        """Read a released folder, or download it by its name on the hub. The code that it names is not used.
+
+        Raises:
+            FileNotFoundError, ValueError: a part is missing, damaged, or does not belong.
+        """
+        if not Path(folder).is_dir() and _HUB_NAME.fullmatch(str(folder)):
+            from huggingface_hub import snapshot_download
+
+            folder = snapshot_download(str(folder), allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt"])
+        return cls.from_parts(released.read(folder), dtype)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write the released layout, which :meth:`from_pretrained` reads back identically."""
+        released.write(self.to_parts(), folder)
+
+    @classmethod
+    def from_single_files(cls, model, vae, mllm, connector, tokenizer=None, dtype=torch.bfloat16) -> KiwiEditPipeline:
+        """Read ComfyUI's files; see :func:`kiwi_core.checkpoints.single_files.read`."""
+        return cls.from_parts(single_files.read(model, vae, mllm, connector, tokenizer), dtype)
+
+    @classmethod
+    def from_training_checkpoint(
+        cls, checkpoint, mllm, vae, model=None, ref_pad_first=False, dtype=torch.bfloat16
+    ) -> KiwiEditPipeline:
+        """Read a training checkpoint on its base models; see :func:`kiwi_core.checkpoints.training.read`."""
+        return cls.from_parts(training.read(checkpoint, mllm, vae, model, ref_pad_first), dtype)
+
+    # Sizes
+
+    @property
+    def multiple(self) -> int:
+        """What both sides of a frame must be a multiple of: 32 (5B) or 16 (14B)."""
+        return self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1]
+
+    def _size(self, frames: np.ndarray, height: int | None, width: int | None) -> tuple[int, int]:
+        if height is None or width is None:
+            return geometry.fit_size(*frames.shape[1:3], multiple=self.multiple)
+        return geometry.round_up(height, self.multiple), geometry.round_up(width, self.multiple)
+
+    def enable_vae_tiling(self, tile: vae_ops.Tile | None = None) -> None:
+        """Encode and decode tile by tile at every size; the default is to do so above 480p."""
+        self._tile = tile or vae_ops.default_tile(self.vae, 10_000, 10_000)
+
+    def disable_vae_tiling(self) -> None:
+        self._tile = None
+
+    def tile_for(self, height: int, width: int) -> vae_ops.Tile | None:
+        """Tiles that the VAE will use at a size in pixels, or None."""
+        return vae_ops.default_tile(self.vae, height, width) if self._tile == "auto" else self._tile
+
+    # Encoding
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str, video, reference=None, rounding: str = "shipped") -> torch.Tensor:
+        """Context for the DiT: ``[1, N, dit_dim]``.
+
+        Args:
+            prompt: the instruction. video: the clip at its own size, whole; see :meth:`__call__`.
+            reference: a picture, or several, of which the first is seen.
+        """
+        references = _pictures(reference)
+        first = np.asarray(references[0]) if references else None
+        inputs = self.mllm_encoder.prepare(prompt, media.as_frames(video), first, rounding)
+        return self.mllm_encoder(inputs)
+
+    @torch.no_grad()
+    def encode_video(self, video, height: int | None = None, width: int | None = None) -> torch.Tensor:
+        """Normalised latents ``[1, C, F, h, w]`` of a clip, resized to the size that :meth:`__call__` would use."""
+        frames = media.as_frames(video)
+        height, width = self._size(frames, height, width)
+        frames = geometry.resize_frames(frames, height, width)
+        frames = geometry.pad_frames(frames, geometry.padded_frame_count(len(frames)))
+        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0).float() / 127.5 - 1
+        pixels = pixels.to(self._execution_device, self.vae.dtype)
+        return vae_ops.encode(self.vae, pixels, self.tile_for(height, width))
+
+    def _encode_references(self, references: Sequence[Image.Image], height: int, width: int) -> torch.Tensor | None:
+        if not references:
+            return None
+        if self.ref_embedder is None:
+            raise ValueError("This model was trained without reference pictures; use a reference model.")
+        boxed = (np.array(geometry.letterbox(image, height, width))[None] for image in references)
+        return torch.cat([self.encode_video(image, height, width) for image in boxed], dim=2)
+
+    # Editing
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str,
+        video,
+        reference=None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int = 50,
+        shift: float = 5.0,
+        sigma_min: float = schedule.SIGMA_MIN,
+        denoising_strength: float = 1.0,
+        generator: torch.Generator | None = None,
+        output_type: str = "np",
+        rounding: str = "shipped",
+        callback_on_step_end: Callable | None = None,
+    ) -> KiwiEditPipelineOutput:
+        """Edit a clip.
+
+        Args:
+            prompt: the instruction, in a sentence.
+            video: uint8 ``[T, H, W, 3]``, a list of PIL images, or a path. One frame edits an image.
+            reference: a picture (PIL, array or path) of what is to appear, or a list of them.
+            height, width: size of the result, rounded up to :attr:`multiple`. Without both, the clip's own shape
+                within 720 x 1280 pixels.
+            num_frames: edit at most so many frames from the start; default and limit of the training are 81. As many
+                come out as are edited; 4k + 1 is reached inside by repeating the last frame.
+            num_inference_steps, shift, sigma_min, denoising_strength: see :func:`kiwi_core.schedule.flow_sigmas`;
+                a strength below 1 starts from the noised source.
+            generator: of the noise, on the CPU for the same result on every device.
+            output_type: "np" (uint8), "pil" or "latent".
+            rounding: "shipped" rounds timesteps and vision pixels to bfloat16 as in training; "none" does not.
+            callback_on_step_end: called as ``(pipeline, step, timestep, {"latents": ...})``; what it returns under
+                "latents" is used. Setting ``pipeline.interrupt`` stops after the step.
+
+        Raises:
+            ValueError, FileNotFoundError: bad input, before any heavy work.
+            MemoryError: the device is too small; says what to change.
+        """
+        if output_type not in ("np", "pil", "latent"):
+            raise ValueError(f'output_type is {output_type!r}; use "np", "pil" or "latent".')
+        sigmas = schedule.flow_sigmas(num_inference_steps, shift, sigma_min, denoising_strength)
+        schedule.round_timestep(sigmas, rounding)
+        whole = media.as_frames(video)
+        media.check_frame_size(*whole.shape[1:3])
+        references = _pictures(reference)
+        if references and self.ref_embedder is None:
+            raise ValueError("This model was trained without reference pictures; use a reference model.")
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"num_frames is {num_frames}; use at least 1.")
+        if num_frames is None and len(whole) > geometry.MAX_FRAMES:
+            logger.warning("The first %d of %d frames are edited; set num_frames for more.", geometry.MAX_FRAMES, len(whole))
+        frames = whole[: num_frames or geometry.MAX_FRAMES]
+        height, width = self._size(frames, height, width)
+        memory.report(self, height, width, geometry.padded_frame_count(len(frames)), len(references))
+
+        self.interrupt = False
+        with memory.explain("the language model"):
+            context = self.encode_prompt(prompt, whole, references, rounding)
+        with memory.explain("encoding the video"):
+            source_latents = self.encode_video(frames, height, width)
+            reference_latents = self._encode_references(references, height, width)
+        with memory.explain("sampling"):
+            latents = self._sample(
+                context, source_latents, reference_latents, sigmas, generator, rounding, callback_on_step_end
+            )
+        if output_type == "latent":
+            result = latents
+        else:
+            with memory.explain("decoding the video"):
+                result = self._decode(latents)[: len(frames)]
+            if output_type == "pil":
+                result = [Image.fromarray(frame) for frame in result]
+        self.maybe_free_model_hooks()
+        return KiwiEditPipelineOutput(frames=result, latents=latents)
+
+    def _sample(self, context, source_latents, reference_latents, sigmas, generator, rounding, callback):
+        device, dtype = context.device, source_latents.dtype
+        noise = torch.randn(
+            source_latents.shape, generator=generator, device=generator.device if generator is not None else "cpu"
+        ).to(device, dtype)
+        sigmas = sigmas.to(device)
+        latents = noise if sigmas[0] >= 1 else (1 - sigmas[0]) * source_latents + sigmas[0] * noise
+        latents = latents.to(dtype)
+
+        source = self.source_embedder(source_latents)
+        reference = self.ref_embedder(reference_latents) if reference_latents is not None else None
+        timesteps = schedule.timesteps_of(sigmas)
+        nearest = schedule.nearest_index(schedule.round_timestep(timesteps, rounding), timesteps)
+
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for step, timestep in enumerate(timesteps):
+                velocity = self.transformer(
+                    latents,
+                    timestep.unsqueeze(0),
+                    context,
+                    source=source,
+                    source_sigma=sigmas[nearest[step]],
+                    reference=reference,
+                    reference_first=self.config.ref_pad_first,
+                    rounding=rounding,
+                    return_dict=False,
+                )[0]
+                latents = latents + velocity * (sigmas[step + 1] - sigmas[step])
+                if callback is not None:
+                    changed = callback(self, step, timestep, {"latents": latents})
+                    latents = (changed or {}).get("latents", latents)
+                progress.update()
+                if self.interrupt:
+                    break
+        return latents
+
+    def _decode(self, latents: torch.Tensor) -> np.ndarray:
+        factor = self.vae.config.scale_factor_spatial
+        tile = self.tile_for(latents.shape[-2] * factor, latents.shape[-1] * factor)
+        video = vae_ops.decode(self.vae, latents, tile)[0]
+        video = ((video + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+        return video.permute(1, 2, 3, 0).cpu().numpy()

@@ -1,0 +1,20 @@
+"""Between ComfyUI's IMAGE (float 0..1, ``[T, H, W, 3 or 4]``) and the uint8 frames of kiwi_core."""
+
+import numpy as np
+import torch
+
+import comfy.model_management
+
+
+def to_uint8(image: torch.Tensor) -> np.ndarray:
+    """Frames ``[T, H, W, 3]``; an alpha channel is composited on white."""
+    if image.shape[-1] == 4:
+        colour, alpha = image[..., :3], image[..., 3:]
+        image = colour * alpha + (1 - alpha)
+    return (image[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def from_uint8(frames: np.ndarray) -> torch.Tensor:
+    """IMAGE of uint8 frames."""
+    image = torch.from_numpy(np.ascontiguousarray(frames)).to(comfy.model_management.intermediate_device())
+    return image.float() / 255

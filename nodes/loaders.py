@@ -1,0 +1,150 @@
+"""Loaders for single files and for released folders (``models/diffusers/NAME/``)."""
+
+from pathlib import Path
+
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..kiwi_core.checkpoints import files, released, single_files
+from . import dit, mllm
+
+KiwiMLLM = io.Custom("KIWI_MLLM")
+KiwiConnector = io.Custom("KIWI_CONNECTOR")
+
+CATEGORY = "model/loaders/kiwi-edit"
+DTYPES = {"default": None, "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+
+
+def _folders() -> dict[str, Path]:
+    """Released folders by the name that the loaders show, with a slash at its end."""
+    found = {}
+    for root in folder_paths.get_folder_paths("diffusers"):
+        if Path(root).is_dir():
+            for folder in sorted(Path(root).iterdir()):
+                if released.is_released(folder):
+                    found.setdefault(f"{folder.name}/", folder)
+    return found
+
+
+def _choice(name: str, kind: str, tooltip: str):
+    return io.Combo.Input(name, options=[*folder_paths.get_filename_list(kind), *_folders()], tooltip=tooltip)
+
+
+def _read_file(kind: str, name: str) -> dict[str, torch.Tensor]:
+    """A model file's tensors, after the checks that give a clear sentence."""
+    return comfy.utils.load_torch_file(str(files.check_file(folder_paths.get_full_path_or_raise(kind, name))))
+
+
+class KiwiEditLoadModel(io.ComfyNode):
+    """The video DiT. The stock Load Diffusion Model node loads the same single files."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KiwiEditLoadModel",
+            display_name="Load Model (Kiwi-Edit)",
+            category=CATEGORY,
+            description="Loads Kiwi-Edit's video model from a file in models/diffusion_models or from a downloaded "
+            "folder in models/diffusers. Load Diffusion Model works too.",
+            search_aliases=["kiwi", "kiwi edit", "video edit model", "load diffusion model"],
+            inputs=[
+                _choice("model_name", "diffusion_models", "A single file, or a downloaded folder (ends in /)."),
+                io.Combo.Input(
+                    "weight_dtype", options=list(DTYPES), default="default", advanced=True,
+                    tooltip="fp8 halves the memory of the weights for a little quality.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model_name, weight_dtype) -> io.NodeOutput:
+        options = {"dtype": DTYPES[weight_dtype]} if DTYPES[weight_dtype] else {}
+        if model_name in _folders():
+            tensors = released.comfyui_dit(_folders()[model_name])
+            model = comfy.sd.load_diffusion_model_state_dict(tensors, model_options=options)
+        else:
+            path = files.check_file(folder_paths.get_full_path_or_raise("diffusion_models", model_name))
+            model = comfy.sd.load_diffusion_model(str(path), model_options=options)
+        dit.check_kiwi(model)
+        return io.NodeOutput(model)
+
+
+class KiwiEditLoadVAE(io.ComfyNode):
+    """The Wan VAE, also from a released folder. The stock Load VAE node loads the same single files."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KiwiEditLoadVAE",
+            display_name="Load VAE (Kiwi-Edit)",
+            category=CATEGORY,
+            description="Loads the Wan VAE from a file in models/vae or from a downloaded folder in models/diffusers. "
+            "Load VAE works too.",
+            search_aliases=["kiwi vae", "wan vae"],
+            inputs=[_choice("vae_name", "vae", "wan2.2_vae for the 5B model, wan_2.1_vae for the 14B model.")],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae_name) -> io.NodeOutput:
+        folder = _folders().get(vae_name)
+        tensors = released.read_vae(folder)[0] if folder else _read_file("vae", vae_name)
+        vae = comfy.sd.VAE(sd=tensors)
+        vae.throw_exception_if_invalid()
+        return io.NodeOutput(vae)
+
+
+class KiwiEditLoadMLLM(io.ComfyNode):
+    """The language model that reads the instruction and looks at the pictures."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KiwiEditLoadMLLM",
+            display_name="Load MLLM (Kiwi-Edit)",
+            category=CATEGORY,
+            description="Loads the Qwen2.5-VL that reads the instruction and looks at the clip, from a file in "
+            "models/text_encoders or from a downloaded folder in models/diffusers.",
+            search_aliases=["kiwi text encoder", "qwen2.5-vl", "load clip", "vlm"],
+            inputs=[_choice("mllm_name", "text_encoders", "Kiwi-Edit's own: its language model was fine-tuned.")],
+            outputs=[KiwiMLLM.Output(display_name="mllm")],
+        )
+
+    @classmethod
+    def execute(cls, mllm_name) -> io.NodeOutput:
+        folder = _folders().get(mllm_name)
+        tensors = single_files.mllm_file(*released.read_mllm(folder)) if folder else _read_file("text_encoders", mllm_name)
+        return io.NodeOutput(mllm.load_mllm(tensors))
+
+
+class KiwiEditLoadConnector(io.ComfyNode):
+    """Queries and connectors: the bridge between the language model and the video model."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="KiwiEditLoadConnector",
+            display_name="Load Connector (Kiwi-Edit)",
+            category=CATEGORY,
+            description="Loads the learnable queries and connectors between language model and video model, from a "
+            "file in models/text_encoders or from a downloaded folder in models/diffusers.",
+            search_aliases=["kiwi queries", "connector"],
+            inputs=[_choice("connector_name", "text_encoders", "The connector of the same checkpoint as the model.")],
+            outputs=[KiwiConnector.Output(display_name="connector")],
+        )
+
+    @classmethod
+    def execute(cls, connector_name) -> io.NodeOutput:
+        folder = _folders().get(connector_name)
+        if folder:
+            tensors = single_files.connector_file(*released.read_connector(folder))
+        else:
+            tensors = _read_file("text_encoders", connector_name)
+        return io.NodeOutput(mllm.load_connector(tensors))
+
+
+NODES = [KiwiEditLoadModel, KiwiEditLoadVAE, KiwiEditLoadMLLM, KiwiEditLoadConnector]

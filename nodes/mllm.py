@@ -1,0 +1,285 @@
+"""The language model and its connector inside ComfyUI, from ComfyUI's own Qwen2.5-VL classes.
+
+Loading, offloading, dtypes and quantised files are ComfyUI's. What the model is shown, and where, is
+:mod:`kiwi_core.mllm`'s, so positions and resized frames are the library's to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import numpy as np
+import torch
+from comfy.ldm.modules.attention import optimized_attention_for_device
+from comfy.text_encoders import llama, qwen_vl
+from tokenizers import Tokenizer
+
+from ..kiwi_core import mllm
+from ..kiwi_core.connector import DualConnector
+
+# Texts that travel in the file as uint8 tensors, and settings that travel in a connector's as scalars.
+CONFIG, TOKENIZER = "config_json", "tokenizer_json"
+LIMITS = ("max_pixels_per_frame", "max_object_token")
+
+_INCOMPLETE = "The language model file is incomplete ({}); download it again."
+_PREFIXES = (("model.language_model.", "model."), ("language_model.", "model."), ("model.visual.", "visual."))
+
+
+class VisionTower(qwen_vl.Qwen2VLVisionTransformer):
+    """Qwen2.5-VL's vision tower; its features come in the order of the patches.
+
+    ComfyUI 0.18 leaves them in the order of the attention windows.
+    """
+
+    def forward(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """Rows ``[N, 1176]`` and their grid ``[1, 3]`` to features ``[N / 4, D]``."""
+        attention = optimized_attention_for_device(pixels.device, mask=False, small_input=True)
+        grid = grid.cpu()
+        order, windows = self.get_window_index(grid)
+        windows = torch.tensor(windows).unique_consecutive()
+        time, rows, columns = grid[0].tolist()
+        frames = torch.arange(time + 1) * rows * columns
+
+        def reorder(patches: torch.Tensor) -> torch.Tensor:
+            neighbours = patches.unflatten(0, (-1, self.spatial_merge_size**2))
+            return neighbours[order.to(patches.device)].flatten(0, 1)
+
+        states = reorder(self.patch_embed(pixels))
+        angles = reorder(self.get_position_embeddings(grid, pixels.device)).repeat(1, 2)
+        rotary = (angles.cos(), angles.sin())
+        for index, block in enumerate(self.blocks):
+            bounds = frames if index in self.fullatt_block_indexes else windows
+            states = block(states, rotary, bounds, optimized_attention=attention)
+        return self.merger(states)[order.argsort().to(states.device)]
+
+
+class QwenVL(torch.nn.Module):
+    """Both halves under their released names, ``model.*`` and ``visual.*``."""
+
+    def __init__(self, text: llama.Qwen25_3BConfig, vision: Mapping, **factory):
+        super().__init__()
+        self.model = llama.Llama2_(text, **factory)
+        vision = dict(vision)
+        full_attention = vision.pop("fullatt_block_indexes")
+        self.visual = VisionTower(**vision, **factory)
+        self.visual.fullatt_block_indexes = full_attention
+
+    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model.embed_tokens(ids, out_dtype=torch.float32)
+
+    def encode_vision(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        return self.visual(pixels, grid)
+
+    def language_model(self, embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.model(None, embeds=embeds, position_ids=positions.squeeze(1))[0]
+
+    def activation_bytes(self, inputs: mllm.MLLMInputs) -> int:
+        """What one pass needs beside the weights, roughly: the wider half, with its feed-forward layer."""
+        config, visual = self.model.config, self.visual
+        tokens, patches = inputs.input_ids.shape[1], max(len(part.pixel_values) for part in inputs.vision)
+        text = tokens * (8 * config.hidden_size + 3 * config.intermediate_size) + 2 * tokens**2
+        mlp = visual.blocks[0].mlp.gate_proj.out_features
+        return 4 * max(text, patches * (8 * visual.hidden_size + 3 * mlp))
+
+
+@dataclass
+class KiwiMLLM:
+    """A loaded language model: ComfyUI's patcher around a :class:`QwenVL`, and its tokenizer."""
+
+    patcher: comfy.model_patcher.ModelPatcher
+    tokenizer: Tokenizer
+    tokens_per_second: int
+
+    @property
+    def hidden_size(self) -> int:
+        return self.patcher.model.model.config.hidden_size
+
+    def encode(self, inputs: mllm.MLLMInputs, connector: KiwiConnector) -> torch.Tensor:
+        """Context ``[1, N, dit_dim]``, float32, where ComfyUI keeps intermediate results."""
+        model, device = self.patcher.model, self.patcher.load_device
+        comfy.model_management.load_models_gpu(
+            [self.patcher, connector.patcher], memory_required=model.activation_bytes(inputs)
+        )
+        context = mllm.run(
+            inputs,
+            connector.patcher.model,
+            model.embed_tokens,
+            model.encode_vision,
+            model.language_model,
+            device,
+        )
+        return context.to(comfy.model_management.intermediate_device(), torch.float32)
+
+
+@dataclass
+class KiwiConnector:
+    """Loaded queries and connectors: ComfyUI's patcher around a :class:`DualConnector`."""
+
+    patcher: comfy.model_patcher.ModelPatcher
+    limits: dict[str, int] = field(default_factory=dict)
+    """Arguments of :class:`kiwi_core.mllm.VisionLimits` that the file gives."""
+
+
+def encode(
+    model: KiwiMLLM,
+    connector: KiwiConnector,
+    prompt: str,
+    frames: np.ndarray,
+    reference: np.ndarray | None = None,
+    rounding: str = "shipped",
+) -> torch.Tensor:
+    """Context ``[1, N, dit_dim]`` of one edit; arguments as in :func:`kiwi_core.mllm.build_inputs`.
+
+    ValueError as there, and if the connector belongs to another language model.
+    """
+    dual = connector.patcher.model
+    if dual.hidden_size != model.hidden_size:
+        raise ValueError(
+            f"The connector is for a language model {dual.hidden_size} wide but this one is "
+            f"{model.hidden_size} wide; load the two that were published together."
+        )
+    limits = mllm.VisionLimits(**connector.limits, tokens_per_second=model.tokens_per_second)
+    inputs = mllm.build_inputs(model.tokenizer, prompt, frames, reference, dual.num_queries, limits, rounding)
+    return model.encode(inputs, connector)
+
+
+def load_mllm(state_dict: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> KiwiMLLM:
+    """Language model from a single file's tensors.
+
+    Args:
+        state_dict: Qwen2.5-VL under its published names, with optional uint8 texts ``config_json`` (Qwen's
+            config.json; sizes that shapes tell are not read from it) and ``tokenizer_json``.
+        metadata: of the file; older quantised ones need it.
+
+    Raises:
+        ValueError: another model, or tensors missing.
+    """
+    texts = {name: _text(state_dict[name]) for name in (CONFIG, TOKENIZER) if name in state_dict}
+    weights = dict(map(_published, state_dict.items()))
+    for name in ("model.layers.0.self_attn.q_proj.weight", "visual.patch_embed.proj.weight"):
+        if name not in weights:
+            raise ValueError(
+                f"This is not the language model of Kiwi-Edit ({name} is missing); load a Qwen2.5-VL file."
+            )
+    text, vision, tokens_per_second = _config(weights, json.loads(texts.get(CONFIG, "{}")))
+    tokenizer = mllm.load_tokenizer(texts[TOKENIZER]) if TOKENIZER in texts else _bundled_tokenizer()
+
+    # As ComfyUI loads a text encoder: weights stay in the file's dtype and are cast to float32 activations.
+    weights, _ = comfy.utils.convert_old_quants(weights, "", dict(metadata or {}))
+    dtype = weights["model.norm.weight"].dtype
+    operations = comfy.ops.manual_cast
+    quantised = comfy.utils.detect_layer_quantization(weights, "")
+    if quantised is not None:
+        operations = comfy.ops.mixed_precision_ops(quantised, dtype, full_precision_mm=True)
+    offload_device = comfy.model_management.text_encoder_offload_device()
+    model = QwenVL(text, vision, dtype=dtype, device=offload_device, ops=operations)
+    patcher = _patcher(model, dtype)
+    missing, _ = model.load_state_dict(weights, strict=False, assign=patcher.is_dynamic())
+    if missing:
+        raise ValueError(_INCOMPLETE.format(f"{missing[0]} and {len(missing) - 1} more are missing"))
+    return KiwiMLLM(patcher, tokenizer, tokens_per_second)
+
+
+def load_connector(state_dict: Mapping[str, torch.Tensor]) -> KiwiConnector:
+    """Queries and connectors from a single file's tensors.
+
+    Args:
+        state_dict: named as in the released ``mllm_encoder/diffusion_pytorch_model.safetensors``; optional
+            scalars ``max_pixels_per_frame`` and ``max_object_token`` tell what the checkpoint is used to.
+
+    Raises:
+        ValueError: another file, or tensors missing.
+    """
+    weights = dict(state_dict)
+    limits = {name: int(weights.pop(name)) for name in LIMITS if name in weights}
+    model = DualConnector(
+        **DualConnector.sizes_from(weights), linear=comfy.ops.manual_cast.Linear, device="meta"
+    )
+    missing, _ = model.load_state_dict(weights, strict=False, assign=True)
+    if missing:
+        raise ValueError(f"The connector file is incomplete ({missing[0]} is missing); download it again.")
+    return KiwiConnector(_patcher(model, model.connector[0].weight.dtype), limits)
+
+
+def _patcher(model: torch.nn.Module, dtype: torch.dtype) -> comfy.model_patcher.ModelPatcher:
+    """ComfyUI's memory management for a text encoder."""
+    model.eval().requires_grad_(False)
+    load_device = comfy.model_management.text_encoder_device()
+    offload_device = comfy.model_management.text_encoder_offload_device()
+    if not comfy.model_management.supports_cast(load_device, dtype):
+        load_device = offload_device
+    comfy.model_management.archive_model_dtypes(model)
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        model, load_device=load_device, offload_device=offload_device
+    )
+    patcher.set_model_compute_dtype(torch.float32)
+    patcher.is_clip = True
+    return patcher
+
+
+def _published(item: tuple[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
+    """The tensor under its released name; newer transformers nest the two halves otherwise."""
+    name, tensor = item
+    for prefix, published in _PREFIXES:
+        if name.startswith(prefix):
+            return published + name.removeprefix(prefix), tensor
+    return item
+
+
+def _config(weights: Mapping[str, torch.Tensor], config: Mapping) -> tuple[llama.Qwen25_3BConfig, dict, int]:
+    """Sizes of both halves and ``tokens_per_second``: from shapes, else the config, else Qwen2.5-VL's own."""
+
+    def size(name: str) -> int:
+        if name not in weights:
+            raise ValueError(_INCOMPLETE.format(f"{name} is missing"))
+        return weights[name].shape[0]
+
+    def count(prefix: str) -> int:
+        return 1 + max(int(name.split(".")[2]) for name in weights if name.startswith(prefix))
+
+    said, seen = config.get("text_config", config), config.get("vision_config", {})
+    rope = said.get("rope_scaling") or said.get("rope_parameters") or {}
+    layer, hidden, width = "model.layers.0.", size("model.norm.weight"), size("visual.blocks.0.norm1.weight")
+    heads = said.get("num_attention_heads")
+    head_dim = said.get("head_dim") or (hidden // heads if heads else 128)
+    text = llama.Qwen25_3BConfig(
+        vocab_size=size("model.embed_tokens.weight"),
+        hidden_size=hidden,
+        intermediate_size=size(f"{layer}mlp.gate_proj.weight"),
+        num_hidden_layers=count("model.layers."),
+        num_attention_heads=size(f"{layer}self_attn.q_proj.weight") // head_dim,
+        num_key_value_heads=size(f"{layer}self_attn.k_proj.weight") // head_dim,
+        rms_norm_eps=said.get("rms_norm_eps", 1e-6),
+        rope_theta=said.get("rope_theta") or rope.get("rope_theta") or 1e6,
+    )
+    text.head_dim, text.rope_dims = head_dim, rope.get("mrope_section", [16, 24, 24])
+    depth = count("visual.blocks.")
+    vision = {
+        "hidden_size": width,
+        "output_hidden_size": size("visual.merger.mlp.2.weight"),
+        "intermediate_size": size("visual.blocks.0.mlp.gate_proj.weight"),
+        "num_heads": seen.get("num_heads") or width // 80,
+        "num_layers": depth,
+        "window_size": seen.get("window_size", 112),
+        "fullatt_block_indexes": seen.get("fullatt_block_indexes", list(range(7, depth, 8))),
+    }
+    return text, vision, seen.get("tokens_per_second", 2)
+
+
+def _text(tensor: torch.Tensor) -> str:
+    return tensor.cpu().numpy().tobytes().decode()
+
+
+def _bundled_tokenizer() -> Tokenizer:
+    """The Qwen2.5 tokenizer that comes with ComfyUI."""
+    from transformers import Qwen2TokenizerFast
+
+    folder = Path(qwen_vl.__file__).with_name("qwen25_tokenizer")
+    return Qwen2TokenizerFast.from_pretrained(folder).backend_tokenizer

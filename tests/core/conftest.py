@@ -1,0 +1,38 @@
+"""Models that the tests share, and the table of differences to the published numbers after the run."""
+
+from pathlib import Path
+
+import golden
+import pytest
+import torch
+
+# The tensors here are too small for threads to pay.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory) -> Path:
+    """A folder with a small random model as ``released``, ``comfyui`` and ``training``. Not to be changed."""
+    import random_model
+
+    folder = tmp_path_factory.mktemp("random_model")
+    random_model.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    """The golden model in float32, its progress bar off. Change it with ``monkeypatch`` only."""
+    from kiwi_core import KiwiEditPipeline
+
+    pipe = KiwiEditPipeline.from_pretrained(golden.RELEASE, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pytest_terminal_summary(terminalreporter):
+    if golden.maxima:
+        terminalreporter.section("largest differences to the published numbers")
+        width = max(map(len, golden.maxima))
+        for group, (value, limit) in sorted(golden.maxima.items()):
+            terminalreporter.write_line(f"{group:{width}}  {value:8.2g} of {limit:g}")

@@ -1,0 +1,69 @@
+"""Numbers of the published model with small random weights (fixtures/golden), and comparing with them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent / "fixtures" / "golden"
+RELEASE = ROOT / "release"
+MANIFEST = json.loads((ROOT / "manifest.json").read_text(encoding="utf-8"))
+FACTS, TOLERANCES, CONFIG = MANIFEST["facts"], MANIFEST["tolerances"], MANIFEST["config"]
+BF16_RMS = TOLERANCES["bf16 (any)"]["relative_rms_to_stored_bf16"]
+
+maxima: dict[str, tuple[float, float]] = {}
+"""Largest difference seen and its tolerance by group; printed after the run."""
+
+
+@functools.cache
+def load(name: str) -> dict[str, torch.Tensor]:
+    """Tensors of a file, without its suffix: ``load("dit/inputs")``. Not to be changed."""
+    return load_file(ROOT / f"{name}.safetensors")
+
+
+def atol(name: str) -> float:
+    return TOLERANCES[name]["atol"]
+
+
+def _record(group: str, value: float, limit: float) -> None:
+    maxima[group] = (max(value, maxima.get(group, (0.0, 0.0))[0]), limit)
+    assert value <= limit, f"{group}: {value:.3g} is above {limit:g}"
+
+
+def assert_close(group: str, actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
+    """Same shape, and no element further away than ``limit``."""
+    assert actual.shape == expected.shape
+    _record(group, (actual.double() - expected.double()).abs().max().item(), limit)
+
+
+def relative_rms(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    actual, expected = actual.double(), expected.double()
+    return ((actual - expected).square().mean() / expected.square().mean()).sqrt().item()
+
+
+def assert_close_bf16(group: str, actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """bfloat16 results depend on kernels: compared by their relative root mean square."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == torch.bfloat16
+    _record(f"{group} (relative rms)", relative_rms(actual, expected), BF16_RMS)
+
+
+def assert_close_relative(group: str, actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
+    """No element further away than ``limit`` times the largest expected one."""
+    assert actual.shape == expected.shape
+    largest = expected.double().abs().max().clamp_min(1e-12)
+    _record(group, ((actual.double() - expected.double()).abs().max() / largest).item(), limit)
+
+
+def assert_same_frames(group: str, actual, expected: torch.Tensor) -> None:
+    """uint8 frames of a float32 run: no level off by more than one, and few of those."""
+    limits = TOLERANCES["e2e f32 frames_uint8"]
+    difference = (torch.as_tensor(actual).int() - expected.int()).abs()
+    assert actual.shape == tuple(expected.shape)
+    _record(f"{group} (levels)", difference.max().item(), limits["max_abs"])
+    fraction = (difference > 0).double().mean().item()
+    _record(f"{group} (fraction)", fraction, limits["at_most_fraction_different"])

@@ -1,0 +1,169 @@
+"""A small Kiwi-Edit model with random weights in every layout that is read: shows the path, not a picture.
+
+    python tools/random_model.py FOLDER
+
+writes ``released/`` (diffusers folder), ``comfyui/`` (single files in ComfyUI's model folders) and ``training/``
+(a stage 3 checkpoint beside its base models). All three hold the same model.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLWan
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+
+from kiwi_core.checkpoints import dit_keys, files, released, single_files, vae_keys
+from kiwi_core.checkpoints.parts import Parts
+from kiwi_core.connector import DualConnector
+from kiwi_core.mllm import VisionLimits
+from kiwi_core.transformer import KiwiTransformer3DModel
+
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+FILES = {
+    "model": "diffusion_models/kiwi_edit_random.safetensors",
+    "vae": "vae/kiwi_edit_random_vae.safetensors",
+    "mllm": "text_encoders/kiwi_edit_random_mllm.safetensors",
+    "connector": "text_encoders/kiwi_edit_random_connector.safetensors",
+}
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, and Qwen's special tokens after them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+def qwen_config(tokenizer: Tokenizer) -> dict:
+    """Qwen2.5-VL with the published head widths (128; vision 80), so that sizes can be read from shapes."""
+    ends = {
+        f"{end}_token_id": tokenizer.token_to_id(token) for end, token in (("bos", SPECIAL[0]), ("eos", SPECIAL[2]))
+    }
+    return {
+        "model_type": "qwen2_5_vl",
+        **ends,
+        **{f"{kind}_token_id": tokenizer.token_to_id(f"<|{kind}_pad|>") for kind in ("image", "video")},
+        **{f"vision_{end}_token_id": tokenizer.token_to_id(f"<|vision_{end}|>") for end in ("start", "end")},
+        "text_config": {
+            "model_type": "qwen2_5_vl_text",
+            **ends,
+            "vocab_size": tokenizer.get_vocab_size(),
+            "hidden_size": 256,
+            "intermediate_size": 384,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 128000,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [16, 24, 24]},
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {
+            "model_type": "qwen2_5_vl",
+            "depth": 2,
+            "hidden_size": 160,
+            "intermediate_size": 192,
+            "num_heads": 2,
+            "out_hidden_size": 256,
+            "fullatt_block_indexes": [1],
+            "window_size": 112,
+            "tokens_per_second": 2,
+        },
+    }
+
+
+def fill(shapes, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Random tensors that keep activations near one: norms are ones, weights scaled by their fan-in."""
+    tensors = {}
+    for name, shape in shapes.items():
+        shape = tuple(shape.shape)
+        if name.endswith("gamma") or re.search(r"(norm\w*|ln_q)\.\w+$", name):
+            tensors[name] = torch.ones(shape) if not name.endswith("bias") else torch.zeros(shape)
+        else:
+            fan_in = max(1, torch.Size(shape[1:]).numel()) if len(shape) > 1 else 2500
+            tensors[name] = torch.randn(shape, generator=generator) / fan_in**0.5
+    return tensors
+
+
+def random_parts(seed: int = 0, reference: bool = True, ref_pad_first: bool = False) -> Parts:
+    """A model of width 256 with the 16-channel VAE of Wan2.1, about 4 million parameters in all."""
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer = byte_tokenizer()
+    config = qwen_config(tokenizer)
+    transformer_config = {
+        "num_attention_heads": 2, "attention_head_dim": 128, "in_channels": 16, "out_channels": 16, "text_dim": 4096,
+        "freq_dim": 256, "ffn_dim": 512, "num_layers": 2,
+    }  # fmt: skip
+    with init_empty_weights():
+        transformer = KiwiTransformer3DModel(**transformer_config)
+        transformer.condition_embedder.text_embedder = None
+        vae = AutoencoderKLWan(base_dim=8, z_dim=16)
+        qwen = Qwen2_5_VLModel(Qwen2_5_VLConfig(**config))
+        connector = DualConnector(256, 256, 4, 6, 8 if reference else 0)
+    embedder = {"patch_embedding.weight": torch.empty(256, 16, 1, 2, 2), "patch_embedding.bias": torch.empty(256)}
+    return Parts(
+        transformer=fill(transformer.state_dict(), generator),
+        transformer_config=transformer_config,
+        source_embedder=fill(embedder, generator),
+        ref_embedder=fill(embedder, generator) if reference else {},
+        ref_pad_first=ref_pad_first,
+        vae=vae_keys.vae_to_original(fill(vae.state_dict(), generator)),
+        mllm={
+            "model." + name.removeprefix("language_model.") if name.startswith("language_model.") else name: tensor
+            for name, tensor in fill(qwen.state_dict(), generator).items()
+        },
+        qwen_config=config,
+        connector=fill(connector.state_dict(), generator),
+        tokenizer=tokenizer.to_str(),
+        limits=VisionLimits(max_pixels_per_frame=131072, max_object_token=16),
+    )
+
+
+def write_training(parts: Parts, folder: Path) -> dict[str, Path]:
+    """A stage 3 checkpoint under the published names, its Qwen folder and its VAE; the language LoRA is zero."""
+    attention = "mllm.model.model.language_model.layers.0.self_attn.q_proj"
+    width = parts.mllm["model.layers.0.self_attn.q_proj.weight"].shape
+    dit = {dit_keys.to_original(name): tensor for name, tensor in parts.transformer.items()}
+    checkpoint = {
+        **{f"mllm.{name}.q" if name.endswith("queries") else "mllm." + name.replace("connector", "connetor", 1)
+           if name.startswith("connector") else f"mllm.{name}": tensor for name, tensor in parts.connector.items()},
+        f"{attention}.lora_A.default.weight": torch.ones(4, width[1]),
+        f"{attention}.lora_B.default.weight": torch.zeros(width[0], 4),
+        **{f"dit.{name}": tensor for name, tensor in dit.items()},
+        **{f"vae_condition.{name}": tensor for name, tensor in parts.source_embedder.items()},
+        **{f"ref_vae_condition.{name}": tensor for name, tensor in parts.ref_embedder.items()},
+    }  # fmt: skip
+    paths = {name: folder / name for name in ("checkpoint.safetensors", "qwen", "vae.safetensors")}
+    files.save_tensors(checkpoint, paths["checkpoint.safetensors"])
+    files.save_tensors(parts.mllm, paths["qwen"] / "model.safetensors")
+    files.save_json(parts.qwen_config, paths["qwen"] / "config.json")
+    (paths["qwen"] / "tokenizer.json").write_text(parts.tokenizer, encoding="utf-8")
+    files.save_tensors(parts.vae, paths["vae.safetensors"])
+    return {"checkpoint": paths["checkpoint.safetensors"], "mllm": paths["qwen"], "vae": paths["vae.safetensors"]}
+
+
+def write(folder: str | Path, seed: int = 0) -> None:
+    """Write all three layouts under ``folder``."""
+    folder = Path(folder)
+    parts = random_parts(seed)
+    released.write(parts, folder / "released")
+    single_files.write(parts, **{name: folder / "comfyui" / path for name, path in FILES.items()})
+    write_training(parts, folder / "training")
+
+
+if __name__ == "__main__":
+    write(sys.argv[1])
