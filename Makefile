@@ -10,7 +10,7 @@ OLDEST := .cache/transformers-4.57
 OLDEST_PACKAGES := transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0 diffusers==0.36.0 \
 	httpx==0.28.1 httpcore==1.0.9
 
-.PHONY: help install demo test test-library test-library-oldest test-comfyui test-comfyui-oldest lint bench clean
+.PHONY: help install demo test test-library test-library-oldest test-comfyui test-comfyui-oldest lint bench workflows clean
 .NOTPARALLEL:
 
 help: ## list these commands
@@ -19,6 +19,7 @@ help: ## list these commands
 install: .venv/.installed ## make .venv with everything that the commands below need
 
 .venv/.installed: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed.")'
 	$(PYTHON) -m venv .venv
 	comfyui=$$($(BIN)/python tools/comfyui.py fetch $(COMFYUI)) && \
 	$(BIN)/pip install $(TORCH) -e '.[dev]' -r "$$comfyui/requirements.txt"
@@ -39,8 +40,8 @@ test-library: install
 	$(BIN)/pytest tests --ignore=tests/comfy --ignore=tests/browser
 
 test-library-oldest: $(OLDEST)/.installed
-	PYTHONPATH=$(OLDEST) $(BIN)/python -c 'import transformers as t; assert t.__version__ == "4.57.6", t.__file__'
-	PYTHONPATH=$(OLDEST) $(BIN)/pytest tests/core/test_mllm.py tests/core/test_pipeline.py
+	PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/python -c 'import transformers as t; assert t.__version__ == "4.57.6", t.__file__'
+	PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/pytest tests/core/test_mllm.py tests/core/test_pipeline.py
 
 test-comfyui: install
 	$(BIN)/pytest tests/comfy --comfyui $(COMFYUI)
@@ -53,6 +54,10 @@ lint: install ## check the code's style and safety
 
 bench: install ## time the model's parts against their yardsticks
 	$(BIN)/python tools/bench.py
+
+workflows: install ## draw workflows/*.json and their pictures from the API files (needs Chromium)
+	$(BIN)/pip install -q -e '.[browser]'
+	$(BIN)/python tools/canvas.py
 
 clean: ## remove all that these commands have made
 	rm -rf .venv .cache output build *.egg-info .pytest_cache .ruff_cache

@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Heavy imports wait until the in
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
 import tempfile
@@ -68,19 +69,21 @@ def edit(
     """
     if not prompt.strip():
         raise ValueError("The prompt is empty; say what to change.")
-    if frames < 1:
-        raise ValueError(f"--frames is {frames}; use at least 1.")
-    if max_pixels < 1:
-        raise ValueError(f"--max-pixels is {max_pixels}; use the area of a frame, such as 921600.")
+    for name, value in (("frames", frames), ("max-pixels", max_pixels), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"--{name} is {value}; use at least 1.")
+    if not 0 < shift < math.inf:
+        raise ValueError(f"--shift is {shift}; use a number above 0 (the model was trained with 5).")
     if not 0 <= seed < 2**63:
         raise ValueError(f"--seed is {seed}; use a whole number from 0 on, below 2**63.")
-    outputs = [output, output.with_name(f"{output.stem}_compare{output.suffix}")][: 1 + compare]
-    for path in outputs:
-        _check_output(path, video)
+    _check_output(output, video)
+    outputs = [output]
+    if compare:
+        outputs.append(output.with_stem(f"{output.stem}_compare"))
+        _check_output(outputs[1], video)
 
-    from . import geometry, media, schedule
+    from . import geometry, media
 
-    schedule.flow_sigmas(steps, shift)  # refuses steps and shift that make no schedule
     where = _device(device, offload)
     _check_model(model, with_reference=bool(reference))
     pictures = [media.load_image(path) for path in reference]
@@ -139,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = {"edit": edit, "inspect": inspect}
         tyro.extras.subcommand_cli_from_dict(commands, prog="kiwi-edit", description=about, args=argv)
     except MemoryError as error:
-        print(f"kiwi-edit: {error} Here: --offload, or smaller --frames or --max-pixels.", file=sys.stderr)
+        advice = "here: --offload, or smaller --frames or --max-pixels."
+        print(f"kiwi-edit: {str(error).rstrip('.')}; {advice}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"kiwi-edit: {error}", file=sys.stderr)
@@ -188,7 +192,7 @@ def _check_model(model: str, with_reference: bool) -> None:
 
     folder = check(model)
     if missing := inspect(folder).missing:
-        raise ValueError(f"{folder} is not a whole model: {'; '.join(missing)}.")
+        raise ValueError(f"{folder} is not a whole model: {'; '.join(missing).rstrip('.')}.")
     if with_reference and not (folder / "ref_embedder").is_dir():
         raise ValueError(f"{folder} was trained without reference pictures; use a reference model.")
 
@@ -205,21 +209,26 @@ def _load(model: str, dtype: torch.dtype, device: str, offload: str) -> KiwiEdit
         if Path(model).exists():
             raise
         raise ValueError(f"{model} is no folder, and its download failed; check name and network.") from error
-    if offload == "model":
-        pipe.enable_model_cpu_offload(device=device)
-    elif offload == "group":
-        gpu = torch.device(device)
-        pipe.enable_group_offload(gpu, offload_type="leaf_level", use_stream=gpu.type == "cuda")
-    else:
-        pipe.to(device)
+    try:
+        if offload == "model":
+            pipe.enable_model_cpu_offload(device=device)
+        elif offload == "group":
+            gpu = torch.device(device)
+            pipe.enable_group_offload(gpu, offload_type="leaf_level", use_stream=gpu.type == "cuda")
+        else:
+            pipe.to(device)
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"The model does not fit into the memory of {device}.") from error
     return pipe
 
 
 def _save(path: Path, frames: np.ndarray, clip: Clip) -> None:
+    import av
+
     from . import media
 
     try:
         media.save_video(path, frames, clip.frame_rate, audio_from=clip.path)
-    except ValueError as error:  # a broken sound track must not cost the edit
+    except (ValueError, av.FFmpegError) as error:  # a broken sound track must not cost the edit
         logger.warning("%s %s is written without sound.", error, path)
         media.save_video(path, frames, clip.frame_rate)

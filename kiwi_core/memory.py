@@ -82,5 +82,5 @@ def explain(phase: str) -> Iterator[None]:
     """Turn an out-of-memory error of a phase into one that names the setting to change."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:  # of every device; torch 2.4 has no shorter name
         raise MemoryError(f"Out of memory in {phase}: {_ADVICE[phase]}.") from error

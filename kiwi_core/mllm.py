@@ -225,6 +225,9 @@ def build_inputs(
         raise ValueError("The instruction is empty; say in a sentence what to change.")
     mode = "ref" if reference is not None else "image" if len(frames) == 1 else "video"
     count = num_queries[mode]
+    if not count:
+        wanted = {"ref": "reference pictures", "video": "videos", "image": "single images"}[mode]
+        raise ValueError(f"This checkpoint was not trained for {wanted}; use one that was.")
 
     if mode == "image":
         pictures = [resize_image(frames[0])]
@@ -289,8 +292,11 @@ def run(
 
 
 def load_tokenizer(tokenizer_json: str) -> Tokenizer:
-    """Tokenizer from the text of a ``tokenizer.json``; ValueError if its special tokens are missing."""
-    tokenizer = Tokenizer.from_str(tokenizer_json)
+    """Tokenizer from the text of a ``tokenizer.json``; ValueError if it is damaged or not Qwen's."""
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"The tokenizer.json is damaged ({error}); download it again.") from None
     if tokenizer.token_to_id(QUERY_TOKEN) is None:
         raise ValueError("This is not a Qwen2.5-VL tokenizer (<|object_ref_start|> is missing); use the model's own.")
     return tokenizer

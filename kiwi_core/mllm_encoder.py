@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from . import mllm
+from .checkpoints.parts import fill
 from .connector import DualConnector
 
 
@@ -39,7 +40,7 @@ class MLLMEncoder(torch.nn.Module):
             "language_model." + name.removeprefix("model.") if name.startswith("model.") else name: tensor
             for name, tensor in state_dict.items()
         }
-        encoder.model.load_state_dict(weights, strict=True, assign=True)
+        fill(encoder.model, weights, "language model")
         return encoder.eval()
 
     def published_state_dict(self) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from PIL import Image
 from . import geometry, media, memory, mllm, schedule
 from . import vae as vae_ops
 from .checkpoints import released, single_files, training, vae_keys
-from .checkpoints.parts import Parts
+from .checkpoints.parts import Parts, Tensors, fill
 from .conditioning import PatchEmbedder
 from .connector import DualConnector
 from .mllm_encoder import MLLMEncoder
@@ -28,6 +28,7 @@ from .transformer import KiwiTransformer3DModel
 logger = logging.getLogger(__name__)
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
 
 
 @dataclass
@@ -46,10 +47,13 @@ def _pictures(reference) -> list[Image.Image]:
         return []
     if not isinstance(reference, (list, tuple)):
         reference = [reference]
-    return [
-        Image.fromarray(media.as_frames(item)[0]) if isinstance(item, np.ndarray) else media.load_image(item)
-        for item in reference
-    ]
+    pictures = []
+    for item in reference:
+        if isinstance(item, np.ndarray):
+            pictures += map(Image.fromarray, media.as_frames(item))
+        else:
+            pictures.append(media.load_image(item))
+    return pictures
 
 
 class KiwiEditPipeline(DiffusionPipeline):
@@ -72,17 +76,6 @@ class KiwiEditPipeline(DiffusionPipeline):
         processor_files: dict[str, str] | None = None,
     ):
         super().__init__()
-        channels, dim = transformer.config.in_channels, transformer.patch_embedding.out_channels
-        if vae.config.z_dim != channels:
-            raise ValueError(
-                f"The VAE has {vae.config.z_dim} latent channels and the model {channels}; use the "
-                f"{'Wan2.2' if channels == 48 else 'Wan2.1'} VAE with this model."
-            )
-        if mllm_encoder.connector.dit_dim != dim:
-            raise ValueError(
-                f"The connector is for a model of width {mllm_encoder.connector.dit_dim}, not {dim}; use the files of "
-                "one checkpoint together."
-            )
         self.register_modules(
             transformer=transformer,
             vae=vae,
@@ -101,16 +94,16 @@ class KiwiEditPipeline(DiffusionPipeline):
     def from_parts(cls, parts: Parts, dtype: torch.dtype = torch.bfloat16) -> KiwiEditPipeline:
         """Modules around the tensors of any layout, which are cast but not copied otherwise."""
 
-        def fill(module: torch.nn.Module, tensors) -> torch.nn.Module:
-            module.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
-            return module.eval().requires_grad_(False)
+        def cast(tensors: Tensors) -> dict[str, torch.Tensor]:
+            return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
-        def embedder(tensors) -> PatchEmbedder | None:
+        def embedder(tensors: Tensors, name: str) -> PatchEmbedder | None:
             if not tensors:
                 return None
             dim, channels, *patch = tensors["patch_embedding.weight"].shape
-            return fill(PatchEmbedder(channels, dim, tuple(patch)), tensors)
+            return fill(PatchEmbedder(channels, dim, tuple(patch)), cast(tensors), name)
 
+        tokenizer = mllm.load_tokenizer(parts.tokenizer)
         vae = vae_ops.load_vae(parts.vae, parts.latents_mean, parts.latents_std, dtype=dtype)
         with init_empty_weights(include_buffers=False):
             transformer = KiwiTransformer3DModel.from_config(dict(parts.transformer_config))
@@ -118,17 +111,17 @@ class KiwiEditPipeline(DiffusionPipeline):
         if not any(".text_embedder." in name for name in parts.transformer):
             transformer.condition_embedder.text_embedder = None  # unused, and left out of ComfyUI files
         return cls(
-            transformer=fill(transformer, parts.transformer),
-            vae=vae.eval().requires_grad_(False),
+            transformer=fill(transformer, cast(parts.transformer), "DiT"),
+            vae=vae,
             mllm_encoder=MLLMEncoder.from_state_dict(
-                {name: tensor.to(dtype) for name, tensor in parts.mllm.items()},
+                cast(parts.mllm),
                 parts.qwen_config,
-                connector=fill(connector, parts.connector),
-                tokenizer=mllm.load_tokenizer(parts.tokenizer),
+                connector=fill(connector, cast(parts.connector), "connector"),
+                tokenizer=tokenizer,
                 limits=parts.limits,
-            ).requires_grad_(False),
-            source_embedder=embedder(parts.source_embedder),
-            ref_embedder=embedder(parts.ref_embedder),
+            ),
+            source_embedder=embedder(parts.source_embedder, "source embedder"),
+            ref_embedder=embedder(parts.ref_embedder, "reference embedder"),
             ref_pad_first=parts.ref_pad_first,
             processor_files=dict(parts.processor_files),
         )
@@ -164,7 +157,13 @@ class KiwiEditPipeline(DiffusionPipeline):
         if not Path(folder).is_dir() and _HUB_NAME.fullmatch(str(folder)):
             from huggingface_hub import snapshot_download
 
-            folder = snapshot_download(str(folder), allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt"])
+            try:
+                folder = snapshot_download(str(folder), allow_patterns=_DOWNLOADED)
+            except Exception as error:  # the hub's library raises many kinds
+                raise FileNotFoundError(
+                    f"{folder} is no folder here and cannot be downloaded ({type(error).__name__}); check the name "
+                    "and the connection."
+                ) from error
         return cls.from_parts(released.read(folder), dtype)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -191,8 +190,10 @@ class KiwiEditPipeline(DiffusionPipeline):
         return self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1]
 
     def _size(self, frames: np.ndarray, height: int | None, width: int | None) -> tuple[int, int]:
-        if height is None or width is None:
+        if height is None and width is None:
             return geometry.fit_size(*frames.shape[1:3], multiple=self.multiple)
+        if height is None or width is None or min(height, width) < 1:
+            raise ValueError(f"height is {height} and width {width}; give both in pixels, or neither.")
         return geometry.round_up(height, self.multiple), geometry.round_up(width, self.multiple)
 
     def enable_vae_tiling(self, tile: vae_ops.Tile | None = None) -> None:

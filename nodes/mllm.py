@@ -22,11 +22,9 @@ from comfy.text_encoders import llama, qwen_vl
 from tokenizers import Tokenizer
 
 from ..kiwi_core import mllm
+from ..kiwi_core.checkpoints.files import tensor_text
+from ..kiwi_core.checkpoints.single_files import CONFIG, LIMITS, TOKENIZER
 from ..kiwi_core.connector import DualConnector
-
-# Texts that travel in the file as uint8 tensors, and settings that travel in a connector's as scalars.
-CONFIG, TOKENIZER = "config_json", "tokenizer_json"
-LIMITS = ("max_pixels_per_frame", "max_object_token")
 
 _INCOMPLETE = "The language model file is incomplete ({}); download it again."
 _PREFIXES = (("model.language_model.", "model."), ("language_model.", "model."), ("model.visual.", "visual."))
@@ -161,7 +159,7 @@ def load_mllm(state_dict: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     Raises:
         ValueError: another model, or tensors missing.
     """
-    texts = {name: _text(state_dict[name]) for name in (CONFIG, TOKENIZER) if name in state_dict}
+    texts = {name: tensor_text(state_dict[name]) for name in (CONFIG, TOKENIZER) if name in state_dict}
     weights = dict(map(_published, state_dict.items()))
     for name in ("model.layers.0.self_attn.q_proj.weight", "visual.patch_embed.proj.weight"):
         if name not in weights:
@@ -271,10 +269,6 @@ def _config(weights: Mapping[str, torch.Tensor], config: Mapping) -> tuple[llama
         "fullatt_block_indexes": seen.get("fullatt_block_indexes", list(range(7, depth, 8))),
     }
     return text, vision, seen.get("tokens_per_second", 2)
-
-
-def _text(tensor: torch.Tensor) -> str:
-    return tensor.cpu().numpy().tobytes().decode()
 
 
 def _bundled_tokenizer() -> Tokenizer:

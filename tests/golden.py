@@ -25,6 +25,23 @@ def load(name: str) -> dict[str, torch.Tensor]:
     return load_file(ROOT / f"{name}.safetensors")
 
 
+def dit_modules(dtype: torch.dtype = torch.float32) -> tuple:
+    """Transformer, source embedder and reference embedder of ``dit/``."""
+    from kiwi_core.conditioning import PatchEmbedder
+    from kiwi_core.transformer import KiwiTransformer3DModel
+
+    parts = {"transformer": {}, "source_embedder": {}, "ref_embedder": {}}
+    for name, tensor in load("dit/weights_diffusers").items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor.float()
+    transformer = KiwiTransformer3DModel(**FACTS["dit"]["config"])
+    modules = (transformer, PatchEmbedder(8, 48), PatchEmbedder(8, 48))
+    for module, tensors in zip(modules, parts.values()):
+        module.load_state_dict(tensors)
+        module.to(dtype).eval()
+    return modules
+
+
 def atol(name: str) -> float:
     return TOLERANCES[name]["atol"]
 

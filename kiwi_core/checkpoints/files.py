@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 _SHARD = re.compile(r".+-\d+-of-(\d+)\.safetensors")
 
 
@@ -23,18 +24,16 @@ def check_file(path: str | os.PathLike) -> Path:
         raise ValueError(f"{path} is a folder; name the safetensors file in it.")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; check the path or download the file again.")
-    if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".pkl"):
-        raise ValueError(f"{path} is a pickle, which can run code; use the .safetensors version of this model.")
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-        raise ValueError(f"{path} is a pickle under another name; use the .safetensors version of this model.")
     try:
         with safe_open(path, "pt"):
-            pass
+            return path
     except SafetensorError as error:
+        with path.open("rb") as file:
+            start = file.read(2)
+        # Only of a file that is no safetensors file: the length of a good one's header can begin like a pickle.
+        if path.suffix in _PICKLES or start == b"PK" or start[:1] == b"\x80":
+            raise ValueError(f"{path} is a pickle, which can run code; use this model as .safetensors.") from None
         raise ValueError(f"{path} is damaged or incomplete ({error}); download or copy it again.") from None
-    return path
 
 
 def load_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -75,9 +74,12 @@ def read_json(path: str | os.PathLike) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; download the model folder again.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); download it again.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no settings; download it again.")
+    return value
 
 
 @contextlib.contextmanager
@@ -106,8 +108,8 @@ def save_json(value: Mapping, path: str | os.PathLike) -> None:
 
 def text_tensor(text: str) -> torch.Tensor:
     """Text as a uint8 tensor, so that it travels in a model file (metadata is lost when ComfyUI saves)."""
-    return torch.tensor(list(text.encode("utf-8")), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(text, "utf-8"), dtype=torch.uint8)
 
 
 def tensor_text(tensor: torch.Tensor) -> str:
-    return bytes(tensor.tolist()).decode("utf-8")
+    return tensor.cpu().numpy().tobytes().decode("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -81,10 +82,12 @@ def read_mllm(folder: str | os.PathLike) -> tuple[dict, dict, str]:
     )
 
 
-def read_connector(folder: str | os.PathLike) -> tuple[dict, dict]:
-    """Connector tensors and the ``mllm_encoder`` config."""
+def read_connector(folder: str | os.PathLike) -> tuple[dict, VisionLimits]:
+    """Connector tensors and what the language model is shown (but for Qwen's own ``tokens_per_second``)."""
     folder = Path(folder) / "mllm_encoder"
-    return files.load_folder(folder, WEIGHTS), files.read_json(folder / "config.json")
+    config = files.read_json(folder / "config.json")
+    limits = {name: config[name] for name in ("max_pixels_per_frame", "max_object_token") if name in config}
+    return files.load_folder(folder, WEIGHTS), VisionLimits(**limits)
 
 
 def read(folder: str | os.PathLike) -> Parts:
@@ -93,7 +96,8 @@ def read(folder: str | os.PathLike) -> Parts:
     dit, dit_config, source, reference, first = read_dit(folder)
     vae, vae_config = read_vae(folder)
     mllm, qwen_config, tokenizer = read_mllm(folder)
-    connector, config = read_connector(folder)
+    connector, limits = read_connector(folder)
+    speed = qwen_config.get("vision_config", {}).get("tokens_per_second", 2)
     return Parts(
         transformer=dit,
         transformer_config={name: value for name, value in dit_config.items() if not name.startswith("_")},
@@ -107,11 +111,7 @@ def read(folder: str | os.PathLike) -> Parts:
         qwen_config=qwen_config,
         connector=connector,
         tokenizer=tokenizer,
-        limits=VisionLimits(
-            max_pixels_per_frame=config.get("max_pixels_per_frame", 262144),
-            max_object_token=config.get("max_object_token", 768),
-            tokens_per_second=qwen_config.get("vision_config", {}).get("tokens_per_second", 2),
-        ),
+        limits=replace(limits, tokens_per_second=speed),
         processor_files={
             path.name: path.read_text(encoding="utf-8")
             for path in sorted((folder / "processor").iterdir())

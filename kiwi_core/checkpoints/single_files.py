@@ -119,7 +119,7 @@ def read_tokenizer(tokenizer: str | os.PathLike | None, mllm: str | os.PathLike)
     from .released import read_tokenizer as from_folder
 
     path = Path(tokenizer)
-    return from_folder(path if path.is_dir() else path.parent)
+    return path.read_text(encoding="utf-8") if path.is_file() else from_folder(path)
 
 
 def mllm_file(tensors: Mapping[str, torch.Tensor], config: Mapping, tokenizer: str) -> dict[str, torch.Tensor]:

@@ -96,8 +96,8 @@ def read(
     if not given["source"]:
         raise ValueError(f"{checkpoint} is of stage 1, which cannot edit yet; use one of stage 2 or 3.")
     base = load_base(model) if model is not None else {}
-    if not base and any("lora_" in name for name in given["dit"]):
-        raise ValueError(f"{checkpoint} holds a LoRA of the DiT; pass model= the base Wan DiT.")
+    if not base and not dit_keys.is_original(given["dit"]):
+        raise ValueError(f"{checkpoint} does not hold the whole DiT; pass model= the base Wan DiT.")
     dit = merge_lora(base, given["dit"])
     variant = find_variant({name: tensor.shape for name, tensor in dit.items()})
 

@@ -30,6 +30,16 @@ def pipe():
     return pipe
 
 
+@pytest.fixture(scope="session")
+def random_pipe(random_model):
+    """The random model (Wan2.1's VAE, byte tokenizer) in float32. Change it with ``monkeypatch`` only."""
+    from kiwi_core import KiwiEditPipeline
+
+    pipe = KiwiEditPipeline.from_pretrained(random_model / "released", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def pytest_terminal_summary(terminalreporter):
     if golden.maxima:
         terminalreporter.section("largest differences to the published numbers")

@@ -27,26 +27,9 @@ CASES = {
 VARIANTS = ("a", "b1", "b2")
 
 
-def build(dtype=torch.float32):
-    """Transformer, source embedder and reference embedder of the stored weights."""
-    parts = {"transformer": {}, "source_embedder": {}, "ref_embedder": {}}
-    for name, tensor in golden.load("dit/weights_diffusers").items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = tensor.float()
-    modules = (
-        KiwiTransformer3DModel(**golden.FACTS["dit"]["config"]),
-        PatchEmbedder(8, 48),
-        PatchEmbedder(8, 48),
-    )
-    for module, tensors in zip(modules, parts.values()):
-        module.load_state_dict(tensors)
-        module.to(dtype).eval()
-    return modules
-
-
 @pytest.fixture(scope="module")
 def model():
-    return build()
+    return golden.dit_modules()
 
 
 @torch.no_grad()
@@ -84,7 +67,7 @@ def test_every_stored_output_is_read():
 @pytest.mark.parametrize("index", [1, 3])
 @pytest.mark.parametrize("case", ["src", "src_ref_last"])
 def test_bfloat16_is_as_published(case, index):
-    output = predict(build(torch.bfloat16), case, index, "b2", torch.bfloat16)
+    output = predict(golden.dit_modules(torch.bfloat16), case, index, "b2", torch.bfloat16)
     for flavour in ("out", "out_diffsynth"):
         golden.assert_close_bf16("dit bfloat16", output, OUTPUTS[f"bf16.{flavour}.{case}.t{index}"])
     exact, rounded = (

@@ -336,6 +336,21 @@ def test_audio_goes_along_in_time_and_is_cut(tmp_path, source, codec, rate, suff
     assert (len(clip.frames), clip.frame_rate) == (32, 25)
 
 
+def test_copied_audio_is_the_same_from_its_first_sample_on(tmp_path):
+    source = write_source(tmp_path / "a.mp4", "aac")
+    copy = read_audio(save_video(tmp_path / "out.mp4", solid(COLOURS * 4), 25, audio_from=source))[2]
+    assert np.array_equal(copy[:50000], read_audio(source)[2][:50000])
+
+
+def test_pictures_and_audio_of_long_clips_are_interleaved(tmp_path):
+    source = write_source(tmp_path / "long.mkv", "aac", rate=8000, seconds=30, video=False)
+    path = save_video(tmp_path / "out.mp4", solid(COLOURS * 4), 1, audio_from=source)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux() if packet.size]
+        times = [float(packet.dts * packet.time_base) for packet in sorted(packets, key=lambda p: p.pos)]
+    assert len(times) > 200 and np.abs(np.diff(times)).max() < 3
+
+
 @pytest.mark.parametrize("codec", ["aac", "pcm_s16le"])
 def test_audio_shorter_than_the_clip_keeps_its_length(tmp_path, codec):
     source = write_source(tmp_path / "short.mov", codec, seconds=1.0)
@@ -414,18 +429,33 @@ def test_missing_files_are_named(tmp_path, read):
     [
         b"",
         b"this is a shopping list\n" * 40,
-        b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nother.ts\n#EXT-X-ENDLIST\n",
         b"\x89PNG\r\n\x1a\n" + b"\0" * 64,
         b"\0\0\0\x18ftypisom" + b"\0" * 200,
         b"\xff\xd8\xff\xe0 broken",
     ],
-    ids=["empty", "text", "playlist", "png-header", "mp4-header", "jpeg-header"],
+    ids=["empty", "text", "png-header", "mp4-header", "jpeg-header"],
 )
 def test_files_that_are_no_media_are_refused(tmp_path, read, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError) as error:
         read(path)
+    assert name in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nother.ts\n#EXT-X-ENDLIST\n"),
+        ("list.ffconcat", "ffconcat version 1.0\nfile other.ts\n"),
+        ("notes.txt", "FFmpeg would draw this text as a video\n" * 40),
+    ],
+)
+def test_text_files_that_ffmpeg_would_play_are_refused(tmp_path, name, text):
+    write_source(tmp_path / "other.ts", "aac")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError) as error:
+        load_video(tmp_path / name)
     assert name in sentence(error)
 
 

@@ -1,4 +1,4 @@
-"""What the language model is shown and what comes of it, against the published model; on transformers 4.57 and 5."""
+"""What the language model is shown and what comes of it, on transformers 4.57 as on 5."""
 
 import hashlib
 import json
@@ -102,8 +102,8 @@ def test_pictures_are_the_published_ones(tokenizer, mode):
         assert sha256(vision.pixel_values) == fact["sha256"]
         rows = vision.pixel_values[GOLDEN[f"{mode}.{pixels}.rows"]]
         golden.assert_close("mllm pixel rows", rows, GOLDEN[f"{mode}.{pixels}.at_rows"], ROWS_ATOL)
-        sums = vision.pixel_values.sum(dim=1)
-        golden.assert_close("mllm pixel row sums", sums, GOLDEN[f"{mode}.{pixels}.row_sums"], 1e-2)
+        sums, stored = vision.pixel_values.sum(dim=1), GOLDEN[f"{mode}.{pixels}.row_sums"]
+        golden.assert_close("mllm pixel row sums", sums, stored, 1176 * ROWS_ATOL)
         assert int(vision.token_mask.sum()) * 4 == len(vision.pixel_values)
 
 
@@ -115,7 +115,7 @@ def test_resized_frames_are_the_published_ones(mode):
     assert list(video.shape) == fact["video_after_resize"]["shape"]
     assert sha256(video.to(torch.uint8)) == fact["video_after_resize"]["sha256_as_uint8"]
     means = video.mean(dim=(2, 3))
-    golden.assert_close("mllm frame means", means, GOLDEN[f"{mode}.video_frame_means"], 1e-3)
+    golden.assert_close("mllm frame means", means, GOLDEN[f"{mode}.video_frame_means"], 1e-4)
 
 
 def test_both_passes_of_the_resize_are_the_published_ones(monkeypatch):
@@ -208,7 +208,7 @@ def test_rounded_pixels_give_the_published_context(encoder, mode):
 @torch.no_grad()
 def test_bfloat16_context_is_the_published_one(tokenizer):
     encoder = build(tokenizer).to(torch.bfloat16)
-    frequencies = [buffer for name, buffer in encoder.named_buffers() if name.endswith("inv_freq")]
+    frequencies = [buffer for name, buffer in encoder.named_buffers() if name.endswith(".inv_freq")]
     assert frequencies
     assert all(buffer.dtype == torch.float32 for buffer in frequencies)
     for mode in MODES:
@@ -243,11 +243,14 @@ def random_frames(count, height, width, seed=0):
 
 
 @pytest.mark.parametrize("reference", [None, (30, 90)])
-@pytest.mark.parametrize("count, height, width", [(1, 31, 57), (2, 20, 200), (5, 300, 41), (8, 64, 64), (17, 33, 77)])
+@pytest.mark.parametrize(
+    "count, height, width", [(1, 31, 57), (2, 20, 200), (5, 300, 41), (8, 64, 64), (17, 33, 77)]
+)
 def test_any_clip_makes_a_consistent_sequence(tokenizer, count, height, width, reference):
     picture = random_frames(1, *reference)[0] if reference else None
     numbers = {"image": 3, "video": 11, "ref": 7}
-    inputs = mllm.build_inputs(tokenizer, "Make it red.", random_frames(count, height, width), picture, numbers, LIMITS)
+    frames = random_frames(count, height, width)
+    inputs = mllm.build_inputs(tokenizer, "Make it red.", frames, picture, numbers, LIMITS)
     length = inputs.input_ids.shape[1]
     assert inputs.mode == ("ref" if reference else "image" if count == 1 else "video")
     assert inputs.position_ids.shape == (3, 1, length)
@@ -269,22 +272,27 @@ def test_any_clip_makes_a_consistent_sequence(tokenizer, count, height, width, r
         assert inputs.reference_slice is None
 
 
-@pytest.mark.skipif(transformers.__version__ >= "5", reason="transformers 5 has another rule for positions")
+@pytest.mark.skipif(not transformers.__version__.startswith("4."), reason="transformers 5 has another rule")
 @pytest.mark.parametrize("tokens_per_second", [2, 4])
-@pytest.mark.parametrize("count, height, width, reference", [(1, 40, 70, None), (1, 40, 70, (50, 20)), (5, 20, 90, None),
-                                                             (13, 90, 20, (30, 90)), (33, 64, 64, (9, 9))])  # fmt: skip
+@pytest.mark.parametrize(
+    "count, height, width, reference",
+    [
+        *((1, 40, 70, None), (1, 40, 70, (50, 20)), (5, 20, 90, None)),
+        *((13, 90, 20, (30, 90)), (33, 64, 64, (9, 9))),
+    ],
+)
 def test_positions_are_those_of_transformers_4(encoder, tokens_per_second, count, height, width, reference):
     picture = random_frames(1, *reference)[0] if reference else None
-    limits = mllm.VisionLimits(131072, 16, tokens_per_second)
+    frames, limits = random_frames(count, height, width), mllm.VisionLimits(131072, 16, tokens_per_second)
     inputs = mllm.build_inputs(
-        encoder.tokenizer, "Make it red.", random_frames(count, height, width), picture, golden.CONFIG["nq"], limits
+        encoder.tokenizer, "Make it red.", frames, picture, golden.CONFIG["nq"], limits
     )
     config = Qwen2_5_VLConfig(**encoder.qwen_config)
     config.vision_config.tokens_per_second = tokens_per_second
     with torch.device("meta"):
         model = Qwen2_5_VLModel(config)
     grids = {}
-    for vision, (_, grid) in zip(inputs.vision, kinds_of("ref" if reference else "video" if count > 1 else "image")):
+    for vision, (_, grid) in zip(inputs.vision, kinds_of(inputs.mode)):
         grids[grid] = vision.grid_thw
     seconds = torch.ones(1) if "video_grid_thw" in grids else None
     expected, _ = model.get_rope_index(inputs.input_ids, second_per_grid_ts=seconds, **grids)
@@ -300,14 +308,13 @@ def test_an_empty_instruction_is_refused(tokenizer, prompt):
 @pytest.mark.parametrize("token", ["<|object_ref_start|>", "<|image_pad|>", "<|video_pad|>"])
 def test_a_reserved_token_in_the_instruction_is_refused(tokenizer, token):
     with pytest.raises(ValueError, match="reserved token"):
-        mllm.build_inputs(tokenizer, f"Make {token} red.", random_frames(1, 32, 32), None, golden.CONFIG["nq"])
+        mllm.build_inputs(tokenizer, f"Make {token} red.", random_frames(1, 32, 32), None, {"image": 4})
 
 
 def test_a_mode_without_queries_is_refused_before_the_model_runs(tokenizer):
+    frames, numbers = random_frames(5, 32, 32), {"image": 4, "video": 6, "ref": 0}
     with pytest.raises(ValueError, match="not trained for reference pictures; use one that was"):
-        mllm.build_inputs(
-            tokenizer, "Go.", random_frames(5, 32, 32), random_frames(1, 32, 32)[0], {"image": 4, "video": 6, "ref": 0}
-        )
+        mllm.build_inputs(tokenizer, "Go.", frames, frames[0], numbers)
 
 
 @pytest.mark.parametrize("height, width", [(1, 201), (3000, 10)])
@@ -322,10 +329,8 @@ def test_a_damaged_tokenizer_is_refused(text):
         mllm.load_tokenizer(text)
 
 
-def test_another_models_tokenizer_is_refused():
-    from random_model import byte_tokenizer
-
-    tokens = json.loads(byte_tokenizer().to_str())
-    tokens["added_tokens"] = [token for token in tokens["added_tokens"] if "object_ref" not in token["content"]]
-    with pytest.raises(ValueError, match="not a Qwen2.5-VL tokenizer"):
+def test_another_models_tokenizer_is_refused(tokenizer):
+    tokens = json.loads(tokenizer.to_str())
+    tokens["added_tokens"] = [token for token in tokens["added_tokens"] if "_ref_" not in token["content"]]
+    with pytest.raises(ValueError, match="not a Qwen2"):
         mllm.load_tokenizer(json.dumps(tokens))

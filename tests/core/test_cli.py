@@ -1,0 +1,300 @@
+"""The command line, on a small model with random weights."""
+
+import inspect
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kiwi_core import cli, geometry
+from kiwi_core.media import load_video
+
+RATE = Fraction(24000, 1001)
+HEAVY = ("torch", "diffusers", "transformers", "av", "numpy", "PIL")
+
+
+def write_clip(path, frames=9, height=64, width=96, rate=RATE, codec=None):
+    """A bright bar that grows by the frame, with noise for sound if a codec is named."""
+    with av.open(str(path), "w") as output:
+        picture = output.add_stream("libx264", rate=rate)
+        picture.height, picture.width, picture.pix_fmt = height, width, "yuv420p"
+        sound = output.add_stream(codec, rate=44100, layout="stereo") if codec else None
+        for index in range(frames):
+            pixels = np.full((height, width, 3), 40, np.uint8)
+            pixels[:, : (index + 1) * width // (frames + 1)] = 220
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = index
+            output.mux(picture.encode(frame))
+        output.mux(picture.encode(None))
+        if sound:
+            count = round(44100 * frames / rate)
+            noise = np.random.default_rng(0).normal(scale=0.2, size=(2, count)).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(noise, format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = 44100, 0, Fraction(1, 44100)
+            codec = sound.codec_context
+            fitted = av.AudioResampler(codec.format.name, "stereo", 44100, codec.frame_size)
+            for piece in [*fitted.resample(frame), *fitted.resample(None)]:
+                output.mux(sound.encode(piece))
+            output.mux(sound.encode(None))
+    return path
+
+
+def sound_seconds(path) -> float | None:
+    """Length of the decoded sound, None without any."""
+    with av.open(str(path)) as container:
+        if not container.streams.audio:
+            return None
+        return sum(frame.samples for frame in container.decode(audio=0)) / 44100
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip") / "in.mp4", frames=10, codec="aac")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("picture") / "in.png"
+    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
+def run(random_model, clip, tmp_path):
+    """``kiwi-edit edit`` with good arguments but for those given; a value of None leaves one out."""
+
+    def run(**changes) -> int:
+        given = {
+            "video": clip,
+            "prompt": "make it red",
+            "model": random_model / "released",
+            "output": tmp_path / "out.mp4",
+            "steps": 2,
+            "dtype": "fp32",
+            "device": "cpu",
+        }
+        arguments = ["edit"]
+        for name, value in {**given, **changes}.items():
+            arguments.append("--" + name.replace("_", "-"))
+            if value is not True:
+                arguments += [str(item) for item in (value if isinstance(value, list) else [value])]
+        return cli.main(arguments)
+
+    return run
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """Loading the model fails the test."""
+
+    def load(*args, **kwargs):
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr("kiwi_core.KiwiEditPipeline.from_pretrained", load)
+
+
+def one_sentence(capsys, *words) -> str:
+    """The error on stderr: one line that says what to do."""
+    text = capsys.readouterr().err
+    assert text.startswith("kiwi-edit: ") and text.count("\n") == 1 and text.rstrip().endswith(".")
+    assert all(word in text for word in words), text
+    return text
+
+
+def test_as_many_frames_come_out_with_their_rate_and_sound(run, clip, tmp_path, capsys):
+    assert run(compare=True) == 0
+    out, compared = tmp_path / "out.mp4", tmp_path / "out_compare.mp4"
+    assert capsys.readouterr().out.split() == [str(out), str(compared)]
+    assert sorted(tmp_path.iterdir()) == [out, compared]  # nothing half-written
+    edited, both, source = load_video(out), load_video(compared), load_video(clip)
+    assert edited.frames.shape == (10, 64, 96, 3)
+    assert edited.frame_rate == both.frame_rate == RATE
+    assert sound_seconds(out) == pytest.approx(10 / RATE, abs=0.05)
+    assert sound_seconds(compared) == pytest.approx(10 / RATE, abs=0.05)
+    left, right = both.frames[:, :, :96].astype(int), both.frames[:, :, 96:].astype(int)
+    assert np.abs(left - source.frames).mean() < 10 < np.abs(left - edited.frames).mean()
+    assert np.abs(right - edited.frames).mean() < 10
+
+
+def test_a_long_clip_is_cut_at_the_cap(run, tmp_path, caplog):
+    assert run(frames=6) == 0
+    assert "longer than 6 frames" in caplog.text
+    assert len(load_video(tmp_path / "out.mp4").frames) == 6
+    assert sound_seconds(tmp_path / "out.mp4") == pytest.approx(6 / RATE, abs=0.05)
+
+
+def test_frames_are_scaled_to_the_pixel_budget(run, tmp_path):
+    assert run(frames=1, max_pixels=3000) == 0
+    assert load_video(tmp_path / "out.mp4").frames.shape == (1, 32, 64, 3)
+
+
+def test_a_picture_gives_a_picture_by_reference_and_seed(run, picture, tmp_path):
+    def edit(name, **changes):
+        assert run(video=picture, output=tmp_path / name, **changes) == 0
+        return load_video(tmp_path / name).frames
+
+    first = edit("a.png", seed=1, compare=True)
+    assert first.shape == (1, 64, 96, 3)
+    assert np.array_equal(load_video(tmp_path / "a_compare.png").frames[:, :, 96:], first)
+    assert np.array_equal(edit("b.png", seed=1), first)
+    assert not np.array_equal(edit("c.png", seed=2), first)
+    assert not np.array_equal(edit("d.png", seed=1, reference=[picture]), first)
+    assert edit("e.mp4", seed=1).shape == (1, 64, 96, 3)
+
+
+def test_a_damaged_sound_track_does_not_cost_the_edit(run, tmp_path, caplog):
+    source = write_clip(tmp_path / "in.avi", codec="mp2")
+    with av.open(str(source)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+    data = bytearray(source.read_bytes())
+    for position, size in packets[1:]:
+        data[position : position + size] = bytes(size)
+    source.write_bytes(data)
+    assert run(video=source) == 0
+    assert "without sound" in caplog.text
+    assert len(load_video(tmp_path / "out.mp4").frames) == 9
+    assert sound_seconds(tmp_path / "out.mp4") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": " \n"}, "prompt is empty"),
+        ({"frames": 0}, "--frames"),
+        ({"max_pixels": 0}, "--max-pixels"),
+        ({"steps": 0}, "--steps"),
+        ({"shift": -1}, "--shift"),
+        ({"shift": math.nan}, "--shift"),
+        ({"seed": -1}, "--seed"),
+        ({"video": "missing.mp4"}, "missing.mp4 does not exist"),
+        ({"video": "text.mp4"}, "cannot be read"),
+        ({"video": "empty.mp4"}, "is empty"),
+        ({"video": "thin.png"}, "too small"),
+        ({"reference": ["missing.png"]}, "missing.png does not exist"),
+        ({"reference": ["in.png", "text.mp4"]}, "cannot be read"),
+        ({"output": "out.xyz"}, ".mp4"),
+        ({"output": "out.png"}, "one picture"),
+        ({"output": "."}, "is a folder"),
+        ({"output": "text.mp4/out.mp4"}, "Cannot write"),
+        ({"video": "in.png", "output": "in.png"}, "source itself"),
+        ({"model": "missing"}, "is not a folder"),
+        ({"model": "text.mp4"}, "is not a folder"),
+        ({"offload": "model"}, "--offload"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_read(
+    run, unloaded, changes, words, picture, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "empty.mp4").touch()
+    Image.new("RGB", (40, 1)).save(tmp_path / "thin.png")
+    shutil.copy(picture, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert run(**changes) == 2
+    one_sentence(capsys, words)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: shutil.rmtree(folder / "vae"), "lacks vae/"),
+        (lambda folder: (folder / "processor/tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda folder: truncate(folder / "transformer/diffusion_pytorch_model.safetensors"), "damaged"),
+        (lambda folder: shutil.rmtree(folder / "ref_embedder"), "without reference pictures"),
+    ],
+)
+def test_an_unfit_model_is_refused_before_it_is_read(
+    run, unloaded, harm, words, random_model, picture, tmp_path, capsys
+):
+    shutil.copytree(random_model / "released", tmp_path / "model")
+    harm(tmp_path / "model")
+    assert run(model=tmp_path / "model", reference=[picture]) == 2
+    one_sentence(capsys, words)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def truncate(path) -> None:
+    os.truncate(path, path.stat().st_size - 100)
+
+
+def test_a_device_that_is_not_there_is_refused(run, unloaded, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run(device="cuda") == 2
+    one_sentence(capsys, "--device auto")
+
+
+def test_a_model_that_cannot_be_downloaded_is_one_sentence(run, monkeypatch, capsys):
+    def offline(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    assert run(model="someone/some-model") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("kiwi-edit: someone/some-model is no folder")
+
+
+@pytest.mark.parametrize("where", ["to", "_sample"])
+def test_out_of_memory_names_the_options(run, where, monkeypatch, tmp_path, capsys):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(f"kiwi_core.KiwiEditPipeline.{where}", full)
+    assert run() == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("kiwi-edit: ") and "memory" in error and "--offload" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_prints_the_report(random_model, capsys):
+    assert cli.main(["inspect", str(random_model / "released")]) == 0
+    assert "released folder" in capsys.readouterr().out
+    assert cli.main(["inspect", str(random_model / "missing")]) == 2
+    one_sentence(capsys, "does not exist")
+
+
+def test_defaults_are_the_models_limits():
+    options = inspect.signature(cli.edit).parameters
+    assert options["frames"].default == geometry.MAX_FRAMES
+    assert options["max_pixels"].default == geometry.MAX_PIXELS
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys; from kiwi_core.cli import main\n"
+        "try: main(['edit', '--help'])\n"
+        f"finally: sys.stderr.write(' '.join(set(sys.modules) & set({HEAVY})))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and "--max-pixels" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_ctrl_c_ends_quietly(random_model, picture, tmp_path):
+    out = tmp_path / "out.png"
+    script = "import sys; from kiwi_core.cli import main; sys.exit(main())"
+    model = random_model / "released"
+    given = {"video": picture, "prompt": "x", "model": model, "output": out, "steps": 5000, "device": "cpu"}
+    arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "edit", *arguments], stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline, seen = time.monotonic() + 120, ""
+        while "1/5000" not in seen and time.monotonic() < deadline:  # the progress bar
+            seen += process.stderr.read(1)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert rest.endswith("kiwi-edit: stopped.\n") and "Traceback" not in rest
+    assert not list(tmp_path.iterdir())
