@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -26,7 +27,7 @@ class MLLMEncoder(torch.nn.Module):
     def __init__(self, config: Mapping, connector: DualConnector, tokenizer: Tokenizer, limits: mllm.VisionLimits):
         super().__init__()
         self.qwen_config = dict(config)
-        self.model = Qwen2_5_VLModel(Qwen2_5_VLConfig(**config))
+        self.model = Qwen2_5_VLModel(Qwen2_5_VLConfig(**copy.deepcopy(self.qwen_config)))  # which alters its parts
         self.connector = connector
         self.tokenizer = tokenizer
         self.limits = limits

@@ -295,7 +295,9 @@ class KiwiEditPipeline(DiffusionPipeline):
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}; use at least 1.")
         if num_frames is None and len(whole) > geometry.MAX_FRAMES:
-            logger.warning("The first %d of %d frames are edited; set num_frames for more.", geometry.MAX_FRAMES, len(whole))
+            logger.warning(
+                "The first %d of %d frames are edited; set num_frames for more.", geometry.MAX_FRAMES, len(whole)
+            )
         frames = whole[: num_frames or geometry.MAX_FRAMES]
         height, width = self._size(frames, height, width)
         memory.report(self, height, width, geometry.padded_frame_count(len(frames)), len(references))

@@ -30,11 +30,11 @@ def flow_sigmas(
     Returns:
         float32 ``[num_inference_steps + 1]``, falling, ends in 0.
     """
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}; use at least 1.")
+    if not 1 <= num_inference_steps <= NUM_TRAIN_TIMESTEPS:
+        raise ValueError(f"num_inference_steps is {num_inference_steps}; use 1 to {NUM_TRAIN_TIMESTEPS}.")
     if not 0.0 < denoising_strength <= 1.0:
         raise ValueError(f"denoising_strength is {denoising_strength}; use a value above 0 and up to 1.")
-    if shift <= 0.0:
+    if not 0.0 < shift < float("inf"):
         raise ValueError(f"shift is {shift}; use a value above 0 (the model was trained with 5).")
     if not 0.0 <= sigma_min < 1.0:
         raise ValueError(f"sigma_min is {sigma_min}; use a value from 0 to below 1.")

@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from .checkpoints import dit_keys
 
 HEAD_DIM = 128
+_NEEDED = (
+    "blocks.0.self_attn.q.weight",
+    "blocks.0.ffn.0.weight",
+    "patch_embedding.weight",
+    "time_embedding.0.weight",
+    "head.modulation",
+)
 _NAMES = {(3072, 30, 48): "5B", (5120, 40, 16): "14B"}
 
 
@@ -62,8 +69,9 @@ def find_variant(shapes: Mapping[str, Sequence[int]], num_heads: int | None = No
         embedders = {name: shape for name, shape in shapes.items() if "vae_condition." in name}
         shapes = {dit_keys.to_original(name): shape for name, shape in shapes.items() if name not in embedders}
         shapes |= embedders
-    if not dit_keys.is_original(shapes):
-        raise ValueError("This is no Wan video model (blocks.0.self_attn.q.weight is missing); choose its DiT file.")
+    for name in _NEEDED:
+        if name not in shapes:
+            raise ValueError(f"This is no Wan video model ({name} is missing); choose its DiT file.")
     dim, channels = shapes["patch_embedding.weight"][:2]
     return Variant(
         dim=dim,

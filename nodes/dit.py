@@ -154,12 +154,8 @@ class KiwiWan(comfy.model_base.WAN21):
 
     def extra_conds(self, **kwargs):
         noise, context = kwargs["noise"], kwargs.get("cross_attn")
-        dit, channels = self.diffusion_model, self.latent_format.latent_channels
-        if noise.shape[1] != channels:
-            raise ValueError(
-                f"The latent has {noise.shape[1]} channels but this model works on {channels}; "
-                "use the VAE that belongs to the model."
-            )
+        dit = self.diffusion_model
+        check_channels(self, noise)
         if context is None or context.shape[-1] != dit.dim:
             found = "missing" if context is None else f"{context.shape[-1]} wide"
             raise ValueError(
@@ -258,13 +254,20 @@ def register() -> None:
     models[:] = [*ours, *(model for model in models if model.__name__ not in names)]
 
 
+def check_channels(model: KiwiWan, latent: torch.Tensor) -> None:
+    """ValueError if a latent is of another VAE than the model's."""
+    channels = model.latent_format.latent_channels
+    if latent.shape[1] != channels:
+        raise ValueError(
+            f"The latent has {latent.shape[1]} channels but this model works on {channels}; "
+            "use the VAE that belongs to the model."
+        )
+
+
 def check_kiwi(model) -> None:
     """ValueError if a MODEL (a ``ModelPatcher``) is not a Kiwi-Edit DiT."""
     if not isinstance(model.model, KiwiWan):
-        raise ValueError(
-            "This model is not a Kiwi-Edit DiT (it has no source embedder); load a Kiwi-Edit file, "
-            "or make one with `kiwi-edit convert`."
-        )
+        raise ValueError("This model is not a Kiwi-Edit DiT (it has no source embedder); load a Kiwi-Edit file.")
 
 
 register()

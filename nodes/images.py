@@ -1,9 +1,8 @@
 """Between ComfyUI's IMAGE (float 0..1, ``[T, H, W, 3 or 4]``) and the uint8 frames of kiwi_core."""
 
+import comfy.model_management
 import numpy as np
 import torch
-
-import comfy.model_management
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:

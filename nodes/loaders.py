@@ -33,9 +33,18 @@ def _choice(name: str, kind: str, tooltip: str):
     return io.Combo.Input(name, options=[*folder_paths.get_filename_list(kind), *_folders()], tooltip=tooltip)
 
 
-def _read_file(kind: str, name: str) -> dict[str, torch.Tensor]:
-    """A model file's tensors, after the checks that give a clear sentence."""
-    return comfy.utils.load_torch_file(str(files.check_file(folder_paths.get_full_path_or_raise(kind, name))))
+def _read_file(kind: str, name: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """A model file's tensors and metadata, after the checks that give a clear sentence."""
+    path = files.check_file(folder_paths.get_full_path_or_raise(kind, name))
+    return comfy.utils.load_torch_file(str(path), return_metadata=True)
+
+
+def _load_folder(folder: str, model_options: dict, **kwargs):
+    """A MODEL from a released folder; ComfyUI calls this again for copies on further devices."""
+    tensors = released.comfyui_dit(folder)
+    model = comfy.sd.load_diffusion_model_state_dict(tensors, model_options=model_options, **kwargs)
+    model.cached_patcher_init = (_load_folder, (folder, model_options))
+    return model
 
 
 class KiwiEditLoadModel(io.ComfyNode):
@@ -64,8 +73,7 @@ class KiwiEditLoadModel(io.ComfyNode):
     def execute(cls, model_name, weight_dtype) -> io.NodeOutput:
         options = {"dtype": DTYPES[weight_dtype]} if DTYPES[weight_dtype] else {}
         if model_name in _folders():
-            tensors = released.comfyui_dit(_folders()[model_name])
-            model = comfy.sd.load_diffusion_model_state_dict(tensors, model_options=options)
+            model = _load_folder(str(_folders()[model_name]), options)
         else:
             path = files.check_file(folder_paths.get_full_path_or_raise("diffusion_models", model_name))
             model = comfy.sd.load_diffusion_model(str(path), model_options=options)
@@ -92,7 +100,7 @@ class KiwiEditLoadVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
         folder = _folders().get(vae_name)
-        tensors = released.read_vae(folder)[0] if folder else _read_file("vae", vae_name)
+        tensors = released.read_vae(folder)[0] if folder else _read_file("vae", vae_name)[0]
         vae = comfy.sd.VAE(sd=tensors)
         vae.throw_exception_if_invalid()
         return io.NodeOutput(vae)
@@ -117,8 +125,9 @@ class KiwiEditLoadMLLM(io.ComfyNode):
     @classmethod
     def execute(cls, mllm_name) -> io.NodeOutput:
         folder = _folders().get(mllm_name)
-        tensors = single_files.mllm_file(*released.read_mllm(folder)) if folder else _read_file("text_encoders", mllm_name)
-        return io.NodeOutput(mllm.load_mllm(tensors))
+        if folder:
+            return io.NodeOutput(mllm.load_mllm(single_files.mllm_file(*released.read_mllm(folder))))
+        return io.NodeOutput(mllm.load_mllm(*_read_file("text_encoders", mllm_name)))
 
 
 class KiwiEditLoadConnector(io.ComfyNode):
@@ -143,7 +152,7 @@ class KiwiEditLoadConnector(io.ComfyNode):
         if folder:
             tensors = single_files.connector_file(*released.read_connector(folder))
         else:
-            tensors = _read_file("text_encoders", connector_name)
+            tensors, _ = _read_file("text_encoders", connector_name)
         return io.NodeOutput(mllm.load_connector(tensors))
 
 

@@ -37,8 +37,8 @@ class KiwiEditScheduler(io.ComfyNode):
             node_id="KiwiEditScheduler",
             display_name="Scheduler (Kiwi-Edit)",
             category=CATEGORY,
-            description="The noise levels of the published runs, for SamplerCustom and SamplerCustomAdvanced. ComfyUI's "
-            "simple scheduler ends a little lower.",
+            description="The noise levels of the published runs, for SamplerCustom and SamplerCustomAdvanced. "
+            "ComfyUI's simple scheduler ends a little lower.",
             search_aliases=["kiwi sigmas", "flow match scheduler"],
             inputs=[
                 _steps(),
@@ -84,6 +84,7 @@ class KiwiEditSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, conditioning, latent, seed, steps, shift, denoise) -> io.NodeOutput:
         dit.check_kiwi(model)
+        dit.check_channels(model.model, latent["samples"])
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         sigmas = schedule.flow_sigmas(steps, shift, denoising_strength=denoise)
         guider = comfy.samplers.CFGGuider(model)

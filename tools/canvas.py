@@ -79,24 +79,24 @@ def places(api: dict, sizes: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 def stand_in_files(server: comfyui.Server) -> None:
-    """Empty files under the names that the workflows use, so that the canvas shows no missing ones."""
-    kinds = {"unet_name": "diffusion_models", "vae_name": "vae", "mllm_name": "text_encoders"}
-    kinds["connector_name"] = "text_encoders"
+    """Empty files and folders under the names that the workflows use, so that the canvas shows no missing ones."""
     for path in WORKFLOWS.glob("*.api.json"):
         for node in json.loads(path.read_text(encoding="utf-8")).values():
             for widget, value in node["inputs"].items():
-                folder = server.models_dir / kinds[widget] if widget in kinds else server.base_dir / "input"
-                if widget in (*kinds, "file", "image") and isinstance(value, str):
-                    folder.mkdir(parents=True, exist_ok=True)
-                    (folder / value).touch()
+                if widget in ("file", "image") and isinstance(value, str):
+                    (server.base_dir / "input" / value).touch()
+                if isinstance(value, str) and value.endswith("/"):
+                    folder = server.models_dir / "diffusers" / value
+                    (folder / "mllm_encoder").mkdir(parents=True, exist_ok=True)
+                    (folder / "model_index.json").touch()
 
 
 def open_canvas(page: Page, server: comfyui.Server) -> None:
     """The frontend with its graph ready and the first-run tutorial out of the way; other hosts are not called."""
-    request = urllib.request.Request(
+    request = urllib.request.Request(  # noqa: S310
         f"{server.url}/settings/Comfy.TutorialCompleted", b"true", {"Content-Type": "application/json"}
     )
-    urllib.request.urlopen(request).close()  # noqa: S310
+    urllib.request.urlopen(request).close()  # noqa: S310  # noqa: S310
 
     def local(route: Route) -> None:
         route.continue_() if route.request.url.startswith((server.url, "data:", "blob:")) else route.abort()

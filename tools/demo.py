@@ -21,9 +21,9 @@ from tqdm import tqdm
 from kiwi_core import media
 
 FOLDER = comfyui.REPO / "output" / "demo"
-FRAMES, HEIGHT, WIDTH, RATE = 33, 160, 256, Fraction(24000, 1001)
+FRAMES, HEIGHT, WIDTH, RATE = 33, 128, 192, Fraction(24000, 1001)
 NAMES = {
-    "unet_name": "model",
+    "model_name": "model",
     "vae_name": "vae",
     "mllm_name": "mllm",
     "connector_name": "connector",
@@ -31,7 +31,7 @@ NAMES = {
 
 
 def draw_clip() -> np.ndarray:
-    """A ball that bounces before hills at dusk: uint8 ``[33, 160, 256, 3]``."""
+    """A ball that bounces before hills at dusk: uint8 ``[33, 128, 192, 3]``."""
     scale = 4
     height, width = HEIGHT * scale, WIDTH * scale
     dusk = np.linspace((250, 190, 130), (70, 80, 140), height)[::-1]
@@ -111,17 +111,18 @@ def main() -> None:
     clip = FOLDER / "source.mp4"
     with timed(table, "fetch ComfyUI"):
         comfyui.fetch()
+    base = comfyui.REPO / ".cache" / "demo"
     with timed(table, "write random model"):
-        random_model.write(FOLDER / "models")
+        if not (base / "models" / random_model.FILES["connector"]).is_file():
+            shutil.rmtree(base, ignore_errors=True)
+            random_model.write(base / "layouts")
+            (base / "layouts" / "comfyui").rename(base / "models")
     with timed(table, "draw clip"):
         FOLDER.mkdir(parents=True, exist_ok=True)
         write_tone(FOLDER / "source.wav", FRAMES / RATE)
         media.save_video(clip, draw_clip(), RATE, audio_from=FOLDER / "source.wav")
         (FOLDER / "source.wav").unlink()
 
-    base = comfyui.REPO / ".cache" / "demo"
-    shutil.rmtree(base, ignore_errors=True)
-    shutil.copytree(FOLDER / "models" / "comfyui", base / "models")
     server = comfyui.Server(comfyui.DEFAULT_VERSION, base)
     with timed(table, "start ComfyUI"):
         server.__enter__()

@@ -13,16 +13,12 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
-from diffusers import AutoencoderKLWan
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from kiwi_core.checkpoints import dit_keys, files, released, single_files, vae_keys
 from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.connector import DualConnector
 from kiwi_core.mllm import VisionLimits
-from kiwi_core.transformer import KiwiTransformer3DModel
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
@@ -101,6 +97,12 @@ def fill(shapes, generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 def random_parts(seed: int = 0, reference: bool = True, ref_pad_first: bool = False) -> Parts:
     """A model of width 256 with the 16-channel VAE of Wan2.1, about 4 million parameters in all."""
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKLWan
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+
+    from kiwi_core.transformer import KiwiTransformer3DModel
+
     generator = torch.Generator().manual_seed(seed)
     tokenizer = byte_tokenizer()
     config = qwen_config(tokenizer)
@@ -111,8 +113,8 @@ def random_parts(seed: int = 0, reference: bool = True, ref_pad_first: bool = Fa
     with init_empty_weights():
         transformer = KiwiTransformer3DModel(**transformer_config)
         transformer.condition_embedder.text_embedder = None
-        vae = AutoencoderKLWan(base_dim=8, z_dim=16)
-        qwen = Qwen2_5_VLModel(Qwen2_5_VLConfig(**config))
+        vae = AutoencoderKLWan(base_dim=4, z_dim=16)
+        qwen = Qwen2_5_VLModel(Qwen2_5_VLConfig(**qwen_config(tokenizer)))  # it alters what it is given
         connector = DualConnector(256, 256, 4, 6, 8 if reference else 0)
     embedder = {"patch_embedding.weight": torch.empty(256, 16, 1, 2, 2), "patch_embedding.bias": torch.empty(256)}
     return Parts(

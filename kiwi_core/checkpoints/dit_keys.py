@@ -29,10 +29,11 @@ _INSIDE = (
     *(
         (f"{original}.{a}", f"{diffusers}.{b}")
         for original, diffusers in (("self_attn", "attn1"), ("cross_attn", "attn2"))
-        for a, b in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
+        for a, b in (
+            *(("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0")),
+            *(("norm_q", "norm_q"), ("norm_k", "norm_k")),
+        )
     ),
-    ("self_attn.norm", "attn1.norm"),
-    ("cross_attn.norm", "attn2.norm"),
     ("ffn.0", "ffn.net.0.proj"),
     ("ffn.2", "ffn.net.2"),
     ("norm3", "norm2"),
@@ -46,7 +47,7 @@ def _translate(name: str, source: int) -> str:
     prefix, rest = block.groups() if block else ("", name)
     for pair in _INSIDE if block else _OUTSIDE:
         found = pair[source]
-        if rest == found or rest.startswith((found + ".", found + "_")):
+        if rest == found or rest.startswith(found + "."):
             return prefix + pair[1 - source] + rest[len(found) :]
     raise ValueError(f"{name} is not a tensor of a Wan video model; check that the file is the one meant.")
 

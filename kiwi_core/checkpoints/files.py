@@ -25,13 +25,13 @@ def check_file(path: str | os.PathLike) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; check the path or download the file again.")
     try:
-        with safe_open(path, "pt"):
+        with safe_open(path, "np"):  # unlike "pt", maps nothing, however large the file
             return path
     except SafetensorError as error:
         with path.open("rb") as file:
-            start = file.read(2)
-        # Only of a file that is no safetensors file: the length of a good one's header can begin like a pickle.
-        if path.suffix in _PICKLES or start == b"PK" or start[:1] == b"\x80":
+            start = file.read(9)
+        # The length of a header can look like the start of a pickle, but a brace follows it.
+        if path.suffix in _PICKLES or start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] not in (b"{", b"")):
             raise ValueError(f"{path} is a pickle, which can run code; use this model as .safetensors.") from None
         raise ValueError(f"{path} is damaged or incomplete ({error}); download or copy it again.") from None
 
@@ -44,7 +44,7 @@ def load_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 def read_shapes(path: str | os.PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
     """(dtype, shape) of every tensor, without reading any."""
-    with safe_open(check_file(path), "pt") as file:
+    with safe_open(check_file(path), "np") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 

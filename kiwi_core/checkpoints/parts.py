@@ -69,11 +69,13 @@ class Parts:
                 f"model.embed_tokens {found}; use Qwen2.5-VL-3B of the same checkpoint."
             )
         for kind, embedder in (("source", self.source_embedder), ("reference", self.ref_embedder)):
+            if kind == "reference" and not embedder:
+                continue
             weight = embedder.get("patch_embedding.weight")
-            if weight is not None and weight.shape[:2] != (dim, channels):
+            if weight is None or weight.shape[:2] != (dim, channels):
+                found = "its weight is missing" if weight is None else list(weight.shape)
                 raise ValueError(
-                    f"The {kind} embedder is of another model ({list(weight.shape)}); use the files of one "
-                    "checkpoint together."
+                    f"The {kind} embedder is not this model's ({found}); use the files of one checkpoint together."
                 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,10 +134,13 @@ def write(parts: Parts, folder: str | os.PathLike) -> None:
         "ref_pad_first": parts.ref_pad_first,
         "zero_init": True,
     }
-    _write_component(folder / "transformer", parts.transformer, {"_class_name": "WanTransformer3DModel", **parts.transformer_config})
+    transformer = {"_class_name": "WanTransformer3DModel", **parts.transformer_config}
+    _write_component(folder / "transformer", parts.transformer, transformer)
     _write_component(folder / "source_embedder", parts.source_embedder, embedder)
     if parts.ref_embedder:
         _write_component(folder / "ref_embedder", parts.ref_embedder, embedder)
+    else:  # of a model that was here before
+        shutil.rmtree(folder / "ref_embedder", ignore_errors=True)
 
     vae_config = vae_keys.vae_config(parts.vae, parts.latents_mean, parts.latents_std)
     _write_component(

@@ -30,8 +30,9 @@ def strip_prefix(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tens
 def qwen_config(tensors: Mapping[str, torch.Tensor]) -> dict:
     """Qwen2.5-VL's config from the shapes of its tensors, with the published head widths (128, vision 80)."""
     if "model.embed_tokens.weight" not in tensors or "visual.patch_embed.proj.weight" not in tensors:
-        raise ValueError("This is no Qwen2.5-VL file (model.embed_tokens or visual.* is missing); choose the MLLM file.")
+        raise ValueError("This is no Qwen2.5-VL file (model.embed_tokens or visual.* is missing); choose another.")
     vocabulary, hidden = tensors["model.embed_tokens.weight"].shape
+    layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("model.layers."))
     depth = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("visual.blocks."))
     vision_hidden = tensors["visual.patch_embed.proj.weight"].shape[0]
     return {
@@ -41,7 +42,7 @@ def qwen_config(tensors: Mapping[str, torch.Tensor]) -> dict:
             "vocab_size": vocabulary,
             "hidden_size": hidden,
             "intermediate_size": tensors["model.layers.0.mlp.gate_proj.weight"].shape[0],
-            "num_hidden_layers": 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")),
+            "num_hidden_layers": layers,
             "num_attention_heads": tensors["model.layers.0.self_attn.q_proj.weight"].shape[0] // 128,
             "num_key_value_heads": tensors["model.layers.0.self_attn.k_proj.weight"].shape[0] // 128,
             "max_position_embeddings": 128000,
@@ -86,7 +87,7 @@ def read(
         )
     language = files.load_tensors(mllm)
     config = language.pop(CONFIG, None)
-    config = json.loads(files.tensor_text(config)) if config is not None else qwen_config(language)
+    config = _parse(config, mllm) if config is not None else qwen_config(language)
     text = language.pop(TOKENIZER, None)
     language.pop("lm_head.weight", None)
     tensors = files.load_tensors(connector)
@@ -104,6 +105,13 @@ def read(
         tokenizer=files.tensor_text(text) if text is not None else read_tokenizer(tokenizer, mllm),
         limits=VisionLimits(tokens_per_second=config["vision_config"].get("tokens_per_second", 2), **limits),
     )
+
+
+def _parse(config: torch.Tensor, path: str | os.PathLike) -> dict:
+    try:
+        return json.loads(files.tensor_text(config))
+    except ValueError as error:
+        raise ValueError(f"{path} carries damaged settings ({error}); download it again.") from None
 
 
 def read_vae(path: str | os.PathLike) -> dict[str, torch.Tensor]:

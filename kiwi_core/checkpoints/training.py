@@ -36,7 +36,8 @@ def split(checkpoint: Tensors) -> dict[str, dict[str, torch.Tensor]]:
 
     LoRA tensors keep their ``lora_A`` and ``lora_B``; the language model's names become the published ones.
     """
-    parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ("dit", "mllm", "connector", "source", "reference")}
+    parts: dict[str, dict[str, torch.Tensor]]
+    parts = {name: {} for name in ("dit", "mllm", "connector", "source", "reference")}
     for original, tensor in checkpoint.items():
         name = _plain(original)
         if name.startswith("mllm.model."):
@@ -69,10 +70,10 @@ def merge_lora(base: Tensors, lora: Tensors) -> dict[str, torch.Tensor]:
         else:
             merged[name] = tensor
     for name, pair in pairs.items():
-        if name not in base or len(pair) != 2:
-            raise ValueError(f"The checkpoint's LoRA for {name} does not fit the base model; use the base it names.")
-        weight = base[name]
-        merged[name] = (weight.float() + pair["B"].float() @ pair["A"].float()).to(weight.dtype)
+        weight, a, b = base.get(name), pair.get("A"), pair.get("B")
+        if weight is None or a is None or b is None or (b.shape[0], a.shape[1]) != weight.shape:
+            raise ValueError(f"The checkpoint's LoRA for {name} does not fit the base model; use its own base.")
+        merged[name] = (weight.float() + b.float() @ a.float()).to(weight.dtype)
     return merged
 
 
@@ -92,7 +93,9 @@ def read(
     """
     given = split(files.load_tensors(checkpoint))
     if not given["connector"]:
-        raise ValueError(f"{checkpoint} is no Kiwi-Edit training checkpoint (mllm.connetor.* is missing).")
+        raise ValueError(
+            f"{checkpoint} is no Kiwi-Edit training checkpoint (mllm.connetor.* is missing); choose one."
+        )
     if not given["source"]:
         raise ValueError(f"{checkpoint} is of stage 1, which cannot edit yet; use one of stage 2 or 3.")
     base = load_base(model) if model is not None else {}
@@ -141,7 +144,10 @@ def read_qwen(folder: str | os.PathLike) -> tuple[dict[str, torch.Tensor], Mappi
         for name in tensors
     }  # fmt: skip
     config = files.read_json(folder / "config.json")
+    if "vision_config" not in config:
+        raise ValueError(f"{folder} holds another language model; use Qwen2.5-VL-3B-Instruct.")
     if "text_config" not in config:  # the published file keeps the text model's settings on top
         vision = config.pop("vision_config")
-        config = {"model_type": "qwen2_5_vl", "text_config": {**config, "model_type": "qwen2_5_vl_text"}, "vision_config": vision}
+        text = {**config, "model_type": "qwen2_5_vl_text"}
+        config = {"model_type": "qwen2_5_vl", "text_config": text, "vision_config": vision}
     return {names[name]: tensor for name, tensor in tensors.items()}, config, released.read_tokenizer(folder)

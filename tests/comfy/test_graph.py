@@ -33,7 +33,7 @@ def graph(server, models, tmp_path_factory):
     shutil.copytree(models / "released", server.models_dir / "diffusers" / "random", dirs_exist_ok=True)
     folder = tmp_path_factory.mktemp("input")
     media.save_video(folder / "clip.mp4", demo.draw_clip()[:FRAMES, ::2, ::2], 12)
-    Image.fromarray(demo.draw_clip()[20, ::3, ::4]).save(folder / "reference.png")
+    Image.fromarray(demo.draw_clip()[20, ::3, ::3]).save(folder / "reference.png")
     inputs = {path.name: server.put_input(path) for path in folder.iterdir()}
 
     class Graph:
@@ -82,7 +82,7 @@ def pipeline(models):
     return pipeline
 
 
-def edit(pipeline, video, reference=None, height=64, width=128):
+def edit(pipeline, video, reference=None, height=64, width=96):
     return pipeline(
         PROMPT, video, reference, height, width, num_inference_steps=STEPS,
         generator=torch.Generator().manual_seed(SEED), output_type="latent",
@@ -96,7 +96,7 @@ def test_shipped_workflows_run_to_their_files(graph, name):
         assert np.asarray(Image.open(path)).shape == (32, 64, 3)
     else:
         clip = media.load_video(path)
-        assert clip.frames.shape == (FRAMES, 64, 128, 3)
+        assert clip.frames.shape == (FRAMES, 64, 96, 3)
         assert clip.frame_rate == 12
 
 
@@ -117,8 +117,7 @@ def test_graph_gives_the_latents_of_the_library(graph, pipeline, name):
 def test_released_folder_gives_the_latents_of_the_single_files(graph):
     prompt = graph.prompt("reference_video_edit")
     wanted = graph.latents(prompt)
-    prompt["3"] = {"class_type": "KiwiEditLoadModel", "inputs": {"model_name": "random/", "weight_dtype": "default"}}
-    prompt["4"] = {"class_type": "KiwiEditLoadVAE", "inputs": {"vae_name": "random/"}}
+    prompt["3"]["inputs"]["model_name"] = prompt["4"]["inputs"]["vae_name"] = "random/"
     prompt["5"]["inputs"]["mllm_name"] = prompt["6"]["inputs"]["connector_name"] = "random/"
     assert torch.equal(graph.latents(prompt), wanted)
 
@@ -160,6 +159,7 @@ def test_stock_ksampler_runs_the_same_model(graph):
     prompt = graph.prompt("instruct_video_edit")
     steps = 4  # "simple" picks from a table of 1000 levels: only divisors are met exactly
     ours = graph.latents(custom_sampler(prompt, scheduler(sigma_min=0.0, steps=steps)))
+    stock_loaders(prompt)
     own = prompt["9"]["inputs"]
     prompt["9"] = {
         "class_type": "KSampler",
@@ -170,6 +170,13 @@ def test_stock_ksampler_runs_the_same_model(graph):
         },
     }  # fmt: skip
     assert (graph.latents(prompt) - ours).abs().max() < 1e-4
+
+
+def stock_loaders(prompt):
+    """Load the single files with ComfyUI's own nodes."""
+    model, vae = prompt["3"]["inputs"]["model_name"], prompt["4"]["inputs"]["vae_name"]
+    prompt["3"] = {"class_type": "UNETLoader", "inputs": {"unet_name": model, "weight_dtype": "default"}}
+    prompt["4"] = {"class_type": "VAELoader", "inputs": {"vae_name": vae}}
 
 
 def corrupt(server, kind, name, write):
@@ -195,14 +202,15 @@ def narrow_connector(models):
 def break_plain_wan_in_our_loader(graph, server, models):
     name = corrupt(server, "diffusion_models", "plain.safetensors", lambda path: save_file(plain_wan(models), path))
     prompt = graph.prompt("instruct_video_edit")
-    prompt["3"] = {"class_type": "KiwiEditLoadModel", "inputs": {"model_name": name, "weight_dtype": "default"}}
+    prompt["3"]["inputs"]["model_name"] = name
     return prompt, "source embedder"
 
 
 def break_plain_wan_in_the_stock_loader(graph, server, models):
     name = corrupt(server, "diffusion_models", "plain.safetensors", lambda path: save_file(plain_wan(models), path))
     prompt = graph.prompt("instruct_video_edit")
-    prompt["3"]["inputs"]["unet_name"] = name
+    prompt["3"]["inputs"]["model_name"] = name
+    stock_loaders(prompt)
     return prompt, "source embedder"
 
 
@@ -227,7 +235,7 @@ def break_frame_size(graph, server, models):
 def break_latent_length(graph, server, models):
     prompt = graph.prompt("instruct_video_edit")
     prompt["empty"] = {
-        "class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 128, "height": 64, "length": 5, "batch_size": 1}
+        "class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 96, "height": 64, "length": 5, "batch_size": 1}
     }  # fmt: skip
     prompt["9"]["inputs"]["latent"] = ["empty", 0]
     return prompt, "source is 3 frames"
@@ -248,7 +256,8 @@ def break_vae(graph, server, models):
 
 
 def break_connector(graph, server, models):
-    name = corrupt(server, "text_encoders", "narrow.safetensors", lambda path: save_file(narrow_connector(models), path))
+    tensors = narrow_connector(models)
+    name = corrupt(server, "text_encoders", "narrow.safetensors", lambda path: save_file(tensors, path))
     prompt = graph.prompt("instruct_video_edit")
     prompt["6"]["inputs"]["connector_name"] = name
     return prompt, "128 wide"
@@ -288,9 +297,7 @@ def break_folder(graph, server, models):
     shutil.copytree(models / "released", folder, dirs_exist_ok=True)
     (folder / "source_embedder" / "diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
     prompt = graph.prompt("instruct_video_edit")
-    prompt["3"] = {
-        "class_type": "KiwiEditLoadModel", "inputs": {"model_name": "incomplete/", "weight_dtype": "default"}
-    }  # fmt: skip
+    prompt["3"]["inputs"]["model_name"] = "incomplete/"
     return prompt, "download the model folder again"
 
 

@@ -6,9 +6,6 @@ import golden
 import pytest
 import torch
 
-# The tensors here are too small for threads to pay.
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> Path:

@@ -1,0 +1,50 @@
+"""What may be imported where: ComfyUI has no diffusers, and starts no slower for this pack."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BLOCK = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def python(code, blocked=()):
+    code = BLOCK.format(blocked=tuple(blocked)) + code
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_importing_the_package_is_light():
+    heavy = ("torch", "numpy", "diffusers", "transformers", "tokenizers", "safetensors", "PIL", "av", "accelerate")
+    done = python(f"import kiwi_core; print([name for name in {heavy} if name in sys.modules])")
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_pipeline_is_reached_from_the_package_without_comfyui():
+    done = python(
+        """
+from kiwi_core import KiwiEditPipeline, KiwiEditPipelineOutput, cli
+import kiwi_core
+print(KiwiEditPipeline.__module__)
+kiwi_core.nothing
+""",
+        ("comfy", "comfy_api", "nodes", "folder_paths", "training"),
+    )
+    assert done.stdout == "kiwi_core.pipeline\n"
+    assert "AttributeError: module 'kiwi_core' has no attribute 'nothing'" in done.stderr
+
+
+def test_the_parts_that_nodes_use_need_no_diffusers():
+    rooms = ["mllm", "conditioning", "connector", "schedule", "geometry", "variant"]
+    rooms += [f"checkpoints.{name}" for name in ("dit_keys", "vae_keys", "files", "parts")]
+    rooms += [f"checkpoints.{name}" for name in ("released", "single_files", "training")]
+    code = "".join(f"import kiwi_core.{room}\n" for room in rooms)
+    done = python(code + "print('all')\nimport kiwi_core.vae", ("diffusers", "accelerate", "transformers", "av"))
+    assert done.stdout == "all\n", done.stderr
+    assert "ModuleNotFoundError: No module named 'diffusers'" in done.stderr
