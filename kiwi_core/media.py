@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from av.filter import Graph
 from av.stream import Disposition
 from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
+from .atomic import replacing
 from .geometry import resize_frames
 
 Packets = Iterator[av.Packet]
@@ -149,7 +149,7 @@ def save_video(
         audio = None
         if audio_from is not None and suffix in _MUXERS:
             audio = _open_audio(_checked_file(audio_from), sources)
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             if suffix in _MUXERS:
                 _encode(temporary, frames, rate, audio, crf)
             elif suffix == ".gif":
@@ -340,18 +340,6 @@ def _colour_graph(buffer: dict, pixel_format: str, scale: str = "") -> Graph:
         graph.add("buffersink"),
     ).configure()
     return graph
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that replaces it if all goes well and is removed if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp{path.suffix.lower()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encode(path: Path, frames: np.ndarray, rate: Fraction, audio: _Audio | None, crf: int) -> None:

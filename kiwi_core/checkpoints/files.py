@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from ..atomic import replacing
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 _SHARD = re.compile(r".+-\d+-of-(\d+)\.safetensors")
@@ -80,19 +81,6 @@ def read_json(path: str | os.PathLike) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no settings; download it again.")
     return value
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and goes when it fails."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:

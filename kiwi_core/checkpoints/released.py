@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..atomic import replacing
 from ..mllm import VisionLimits
 from . import dit_keys, files, vae_keys
 from .parts import Parts
@@ -180,7 +181,7 @@ def write(parts: Parts, folder: str | os.PathLike) -> None:
 
     processor = folder / "processor"
     for name, text in {**parts.processor_files, "tokenizer.json": parts.tokenizer}.items():
-        with files.replacing(processor / name) as temporary:
+        with replacing(processor / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     files.save_json(parts.qwen_config, processor / "qwen_config.json")
     files.save_json(

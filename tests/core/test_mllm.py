@@ -272,7 +272,9 @@ def test_any_clip_makes_a_consistent_sequence(tokenizer, count, height, width, r
         assert inputs.reference_slice is None
 
 
-@pytest.mark.skipif(not transformers.__version__.startswith("4."), reason="transformers 5 has another rule")
+@pytest.mark.skipif(
+    not transformers.__version__.startswith("4."), reason="not the rule of transformers 5; runs in test-library-oldest"
+)
 @pytest.mark.parametrize("tokens_per_second", [2, 4])
 @pytest.mark.parametrize(
     "count, height, width, reference",

@@ -289,7 +289,7 @@ def test_longer_clips_than_in_training_are_cut_with_a_warning(random_pipe, monke
     assert "The first 5 of 6 frames are edited; set num_frames for more." in caplog.text
     caplog.clear()
     assert edit(random_pipe, clip(6, 32, 48), num_frames=6).latents.shape[2] == 3
-    assert not caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_output_types_hold_the_same_frames(random_pipe):
@@ -313,7 +313,7 @@ def test_clips_may_be_arrays_pictures_or_paths(random_pipe, tmp_path):
 
 
 def test_references_may_be_one_or_several_in_any_form(random_pipe, tmp_path):
-    video, pictures = clip(5, 32, 48), clip(2, 40, 30, seed=1)
+    video, pictures = clip(1, 32, 48), clip(2, 40, 30, seed=1)
     Image.fromarray(pictures[1]).save(tmp_path / "reference.png")
     one = edit(random_pipe, video, pictures[0]).latents
     assert torch.equal(edit(random_pipe, video, Image.fromarray(pictures[0])).latents, one)
@@ -348,7 +348,7 @@ def test_references_stand_where_the_checkpoint_wants_them(first):
     pipe.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["reference_first"]), with_kwargs=True
     )
-    edit(pipe, clip(5, 32, 48), clip(1)[0])
+    edit(pipe, clip(1, 32, 48), clip(1)[0])
     assert seen == [first] * 2
 
 
@@ -356,23 +356,23 @@ def test_references_stand_where_the_checkpoint_wants_them(first):
 
 
 def test_a_seed_decides_the_result(random_pipe):
-    video = clip(5, 32, 48)
+    video = clip(1, 32, 48)
     assert torch.equal(edit(random_pipe, video).latents, edit(random_pipe, video).latents)
     assert not torch.equal(edit(random_pipe, video).latents, edit(random_pipe, video, seed=1).latents)
     assert random_pipe("Go.", video, num_inference_steps=1, output_type="latent").latents.isfinite().all()
 
 
-def test_prompt_source_and_reference_all_matter(random_pipe):
-    video = clip(5, 32, 48)
+def test_prompt_and_source_matter(random_pipe):
+    video = clip(1, 32, 48)
     base = edit(random_pipe, video).latents
     generator = torch.Generator().manual_seed(0)
     other = random_pipe("Paint it.", video, generator=generator, num_inference_steps=2, output_type="latent")
     assert not torch.allclose(other.latents, base)
-    assert not torch.allclose(edit(random_pipe, clip(5, 32, 48, seed=2)).latents, base)
+    assert not torch.allclose(edit(random_pipe, clip(1, 32, 48, seed=2)).latents, base)
 
 
 def test_a_lower_strength_starts_from_the_source(random_pipe):
-    video = clip(5, 32, 48)
+    video = clip(1, 32, 48)
     source = random_pipe.encode_video(video)
     far, near = (
         edit(random_pipe, video, denoising_strength=strength, num_inference_steps=1).latents - source
@@ -423,7 +423,7 @@ def test_group_offload_changes_nothing(random_model, random_pipe):
     pipe = KiwiEditPipeline.from_pretrained(random_model / "released", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
-    video, reference = clip(5, 32, 48), clip(1)[0]
+    video, reference = clip(1, 32, 48), clip(1)[0]
     assert torch.equal(edit(pipe, video, reference).latents, edit(random_pipe, video, reference).latents)
 
 
