@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import sys
 import tempfile
 import time
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _VIDEOS, _PICTURES = (".mp4", ".mov", ".mkv", ".gif"), (".png", ".jpg", ".jpeg", ".webp")
 
@@ -185,7 +183,9 @@ def _device(name: str, offload: str) -> str:
 
 def _check_model(model: str, with_reference: bool) -> None:
     """Refuse a folder that is not whole, by its headers alone; a name on the hub cannot be looked into."""
-    if _HUB_NAME.fullmatch(model) and not Path(model).exists():
+    from .checkpoints import hub
+
+    if hub.is_name(model):
         return
     from .checkpoints.inspect import inspect
     from .checkpoints.released import check
@@ -203,12 +203,7 @@ def _load(model: str, dtype: torch.dtype, device: str, offload: str) -> KiwiEdit
     from .pipeline import KiwiEditPipeline
 
     logger.info("Loading %s.", model)
-    try:
-        pipe = KiwiEditPipeline.from_pretrained(model, dtype)
-    except OSError as error:
-        if Path(model).exists():
-            raise
-        raise ValueError(f"{model} is no folder, and its download failed; check name and network.") from error
+    pipe = KiwiEditPipeline.from_pretrained(model, dtype)
     try:
         if offload == "model":
             pipe.enable_model_cpu_offload(device=device)

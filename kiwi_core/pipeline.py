@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ from PIL import Image
 
 from . import geometry, media, memory, mllm, schedule
 from . import vae as vae_ops
-from .checkpoints import released, single_files, training, vae_keys
+from .checkpoints import hub, released, single_files, training, vae_keys
 from .checkpoints.parts import Parts, Tensors, fill
 from .conditioning import PatchEmbedder
 from .connector import DualConnector
@@ -27,8 +25,6 @@ from .transformer import KiwiTransformer3DModel
 
 logger = logging.getLogger(__name__)
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
 
 
 @dataclass
@@ -154,17 +150,7 @@ class KiwiEditPipeline(DiffusionPipeline):
         Raises:
             FileNotFoundError, ValueError: a part is missing, damaged, or does not belong.
         """
-        if not Path(folder).is_dir() and _HUB_NAME.fullmatch(str(folder)):
-            from huggingface_hub import snapshot_download
-
-            try:
-                folder = snapshot_download(str(folder), allow_patterns=_DOWNLOADED)
-            except Exception as error:  # the hub's library raises many kinds
-                raise FileNotFoundError(
-                    f"{folder} is no folder here and cannot be downloaded ({type(error).__name__}); check the name "
-                    "and the connection."
-                ) from error
-        return cls.from_parts(released.read(folder), dtype)
+        return cls.from_parts(released.read(hub.folder_of(folder)), dtype)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write the released layout, which :meth:`from_pretrained` reads back identically."""

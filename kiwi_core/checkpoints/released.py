@@ -77,8 +77,10 @@ def read_tokenizer(folder: str | os.PathLike) -> str:
 def read_mllm(folder: str | os.PathLike) -> tuple[dict, dict, str]:
     """Language model tensors, Qwen's config and the tokenizer's text."""
     folder = Path(folder)
+    tensors = files.load_folder(folder / "mllm_encoder", "model")
+    tensors.pop("lm_head.weight", None)
     return (
-        files.load_folder(folder / "mllm_encoder", "model"),
+        tensors,
         files.read_json(folder / "processor" / "qwen_config.json"),
         read_tokenizer(folder / "processor"),
     )

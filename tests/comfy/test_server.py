@@ -38,3 +38,7 @@ def test_the_pack_needs_no_diffusers(server):
     )
     assert "diffusers is broken here" in done.stderr  # so it is for the server, see conftest.py
     assert "diffusers is broken here" not in server.log
+
+
+def test_every_node_has_a_help_page(node_ids):
+    assert {page.stem for page in (comfyui.REPO / "web" / "docs").glob("*.md")} == node_ids

@@ -1,5 +1,7 @@
 """Every layout on disk holds the same model, and is read without running anything in it."""
 
+import copy
+import dataclasses
 import json
 import shutil
 
@@ -12,6 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from kiwi_core import KiwiEditPipeline
 from kiwi_core.checkpoints import dit_keys, files, released, single_files, training
+from kiwi_core.conditioning import PatchEmbedder
+from kiwi_core.connector import DualConnector
+from kiwi_core.transformer import KiwiTransformer3DModel
 
 TENSORS = ("transformer", "source_embedder", "ref_embedder", "vae", "mllm", "connector")
 
@@ -397,3 +402,44 @@ def test_a_folder_half_written_is_not_taken_for_a_model(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="the disk is full"):
         released.write(parts, tmp_path)
     assert not released.is_released(tmp_path)
+
+
+# Other sizes
+
+
+@pytest.mark.parametrize(
+    "heads, head_dim, layers, queries, first, speed", [(1, 24, 1, (1, 2, 3), False, 2), (3, 32, 3, (9, 5, 7), True, 4)]
+)
+def test_sizes_other_than_the_stored_ones_are_read_from_the_folder(
+    tmp_path, heads, head_dim, layers, queries, first, speed
+):
+    base, dim = released.read(golden.RELEASE), heads * head_dim
+    config = {
+        **{"num_attention_heads": heads, "attention_head_dim": head_dim, "num_layers": layers, "ffn_dim": 40},
+        **{"in_channels": 48, "out_channels": 48, "text_dim": 16, "freq_dim": 32},
+    }
+    generator = torch.Generator().manual_seed(heads)
+    with torch.device("meta"):
+        transformer, connector = KiwiTransformer3DModel(**config), DualConnector(64, dim, *queries)
+        embedder = PatchEmbedder(48, dim)
+    qwen = copy.deepcopy(base.qwen_config)
+    qwen["vision_config"]["tokens_per_second"] = speed
+    parts = dataclasses.replace(
+        base,
+        transformer=random_models.fill(transformer.state_dict(), generator),
+        transformer_config=config,
+        source_embedder=random_models.fill(embedder.state_dict(), generator),
+        ref_embedder=random_models.fill(embedder.state_dict(), generator),
+        connector=random_models.fill(connector.state_dict(), generator),
+        qwen_config=qwen,
+        ref_pad_first=first,
+    )
+    released.write(parts, tmp_path)
+    pipe = KiwiEditPipeline.from_pretrained(tmp_path, torch.float32)
+    assert (pipe.config.ref_pad_first, pipe.mllm_encoder.limits.tokens_per_second) == (first, speed)
+    video = np.random.default_rng(0).integers(0, 256, (5, 40, 50, 3), dtype=np.uint8)
+    for count, clip in zip(queries, (video[:1], video)):
+        assert pipe.encode_prompt("Go.", clip).shape == (1, count, dim)
+    assert pipe.encode_prompt("Go.", video, video[0]).shape == (1, 2 * 3 + queries[2], dim)
+    assert latents_of(pipe).shape == (1, 48, 2, 2, 2)
+    assert torch.equal(latents_of(pipe), latents_of(pipe))
