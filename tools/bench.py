@@ -105,22 +105,31 @@ def loading(folder: Path) -> None:
 
 
 def encoding(pipeline: KiwiEditPipeline) -> None:
-    """Prompt and VAE against one step of the same small model."""
+    """Prompt encoding against the language model's pass alone, the VAE against diffusers' own walk over the clip."""
     video = np.random.default_rng(0).integers(0, 255, (17, 128, 192, 3), dtype=np.uint8)
-    latents = pipeline.encode_video(video)
-    source = pipeline.source_embedder(latents)
-    context = pipeline.encode_prompt("Make it snow.", video)
-    time_, sigma = torch.tensor([500.0]), torch.tensor(0.5)
+    pixels = torch.from_numpy(video).permute(3, 0, 1, 2).unsqueeze(0).float() / 127.5 - 1
+    inputs = pipeline.mllm_encoder.prepare("Make it snow.", video)
+    autoencoder = pipeline.vae
     with torch.inference_mode():
-        step = seconds(lambda: pipeline.transformer(latents, time_, context, source=source, source_sigma=sigma))
+        latents = vae.encode(autoencoder, pixels)
+        raw = vae.denormalize(autoencoder, latents)
         parts = {
-            "encode_prompt (17 frames) / DiT step": lambda: pipeline.encode_prompt("Make it snow.", video),
-            "VAE encode (17 frames, 128x192) / DiT step": lambda: pipeline.encode_video(video),
-            "VAE decode / DiT step": lambda: vae.decode(pipeline.vae, latents),
+            "encode_prompt / the model's pass alone": (
+                lambda: pipeline.encode_prompt("Make it snow.", video),
+                lambda: pipeline.mllm_encoder(inputs),
+            ),
+            "VAE encode / diffusers' own": (
+                lambda: vae.encode(autoencoder, pixels),
+                lambda: autoencoder.encode(pixels).latent_dist.mode(),
+            ),
+            "VAE decode / diffusers' own": (
+                lambda: vae.decode(autoencoder, latents),
+                lambda: autoencoder.decode(raw).sample,
+            ),
         }
-        for name, run in parts.items():
-            took = seconds(run, 3)
-            row(name, f"{took / step:.1f}", f"{took:.2f} s / {step * 1e3:.0f} ms, random nano model")
+        for name, (ours, theirs) in parts.items():
+            mine, other, ratio = alternating(ours, theirs, 5)
+            row(name, f"{ratio:.3f}", f"{mine * 1e3:.0f} / {other * 1e3:.0f} ms, 17 frames of 192x128")
 
 
 def pack_import(folder: Path) -> None:
