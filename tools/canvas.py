@@ -118,6 +118,9 @@ def draw(page: Page, api: dict) -> tuple[dict, Image.Image]:
     left, top, width, height = page.evaluate(_FRAME)
     page.wait_for_timeout(1000)
     graph = page.evaluate("() => window.app.graph.serialize()")
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    if {name: node["inputs"] for name, node in prompt.items()} != {n: node["inputs"] for n, node in api.items()}:
+        raise SystemExit("The canvas does not give the API file back; look at the widgets of its nodes.")
     page.evaluate(_HIDE)
     box = page.locator("canvas#graph-canvas").bounding_box()
     with tempfile.TemporaryDirectory() as folder:

@@ -284,7 +284,9 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 def test_ctrl_c_ends_quietly(random_model, picture, tmp_path):
     out = tmp_path / "out.png"
-    script = "import sys; from kiwi_core.cli import main; sys.exit(main())"
+    # A job in the background is started with Ctrl-C ignored, and would hand that on.
+    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    script += "from kiwi_core.cli import main; sys.exit(main())"
     model = random_model / "released"
     given = {"video": picture, "prompt": "x", "model": model, "output": out, "steps": 1000, "device": "cpu"}
     arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
