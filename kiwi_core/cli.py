@@ -212,7 +212,7 @@ def _load(model: str, dtype: torch.dtype, device: str, offload: str) -> KiwiEdit
             pipe.enable_group_offload(gpu, offload_type="leaf_level", use_stream=gpu.type == "cuda")
         else:
             pipe.to(device)
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:  # torch 2.4 has no shorter name
         raise MemoryError(f"The model does not fit into the memory of {device}.") from error
     return pipe
 

@@ -71,10 +71,19 @@ def report(pipeline, height: int, width: int, num_frames: int, references: int =
     logger.info("%dx%d, %d frames: about %s.", width, height, num_frames, text)
     device = pipeline._execution_device
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if max(phases.values()) > free + torch.cuda.memory_reserved(device):
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        free -= torch.cuda.memory_allocated(device)
+        vae = pipeline.vae
+        modules = {"encode": vae, "mllm": pipeline.mllm_encoder, "sample": pipeline.transformer, "decode": vae}
+        if any(phases[phase] - _weights_there(module) > free for phase, module in modules.items()):
             logger.warning("This edit may not fit (%s; %.1f GiB free).", text, free / 2**30)
     return phases
+
+
+def _weights_there(module: torch.nn.Module) -> int:
+    """Bytes of a module's weights that need no more room: on the device already, or brought there layer by layer."""
+    by_layer = any(hasattr(part, "_diffusers_hook") for part in module.modules())
+    return weight_bytes(module) if by_layer or next(module.parameters()).device.type != "cpu" else 0
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def smart_size(height: int, width: int, factor: int, min_pixels: int, max_pixels
     return rows, columns
 
 
-def sample_frames(frames: np.ndarray, count: int = MAX_FRAMES) -> np.ndarray:
+def sample_frames(frames, count: int = MAX_FRAMES):
     """At most ``count`` evenly spaced frames of ``[T, H, W, 3]``, both ends included."""
     if len(frames) <= count:
         return frames

@@ -289,23 +289,24 @@ class KiwiEditPipeline(DiffusionPipeline):
         memory.report(self, height, width, geometry.padded_frame_count(len(frames)), len(references))
 
         self.interrupt = False
-        with memory.explain("the language model"):
-            context = self.encode_prompt(prompt, whole, references, rounding)
-        with memory.explain("encoding the video"):
-            source_latents = self.encode_video(frames, height, width)
-            reference_latents = self._encode_references(references, height, width)
-        with memory.explain("sampling"):
-            latents = self._sample(
-                context, source_latents, reference_latents, sigmas, generator, rounding, callback_on_step_end
-            )
-        if output_type == "latent":
+        try:
+            with memory.explain("the language model"):
+                context = self.encode_prompt(prompt, whole, references, rounding)
+            with memory.explain("encoding the video"):
+                source_latents = self.encode_video(frames, height, width)
+                reference_latents = self._encode_references(references, height, width)
+            with memory.explain("sampling"):
+                latents = self._sample(
+                    context, source_latents, reference_latents, sigmas, generator, rounding, callback_on_step_end
+                )
             result = latents
-        else:
-            with memory.explain("decoding the video"):
-                result = self._decode(latents)[: len(frames)]
-            if output_type == "pil":
-                result = [Image.fromarray(frame) for frame in result]
-        self.maybe_free_model_hooks()
+            if output_type != "latent":
+                with memory.explain("decoding the video"):
+                    result = self._decode(latents)[: len(frames)]
+        finally:
+            self.maybe_free_model_hooks()
+        if output_type == "pil":
+            result = [Image.fromarray(frame) for frame in result]
         return KiwiEditPipelineOutput(frames=result, latents=latents)
 
     def _sample(self, context, source_latents, reference_latents, sigmas, generator, rounding, callback):

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..kiwi_core import geometry
+from ..kiwi_core.mllm import sample_frames
 from .images import from_uint8, to_uint8
 from .loaders import KiwiConnector, KiwiMLLM
 from .mllm import encode
@@ -42,9 +43,16 @@ class KiwiEditEncodeInstruction(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, prompt=None):
+        if prompt is not None and not prompt.strip():
+            return "The instruction is empty; say in a sentence what to change."
+        return True
+
+    @classmethod
     def execute(cls, mllm, connector, prompt, source, reference=None) -> io.NodeOutput:
         picture = to_uint8(reference[:1])[0] if reference is not None else None
-        return io.NodeOutput([[encode(mllm, connector, prompt, to_uint8(source), picture), {}]])
+        frames = to_uint8(sample_frames(source))  # all that is looked at, before copies are made
+        return io.NodeOutput([[encode(mllm, connector, prompt, frames, picture), {}]])
 
 
 class KiwiEditSourceVideo(io.ComfyNode):

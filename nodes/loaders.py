@@ -29,6 +29,11 @@ def _folders() -> dict[str, Path]:
     return found
 
 
+def _folder(name: str) -> Path | None:
+    """The released folder of that name, whole; None if it is the name of a file."""
+    return released.check(_folders()[name]) if name in _folders() else None
+
+
 def _choice(name: str, kind: str, tooltip: str):
     return io.Combo.Input(name, options=[*folder_paths.get_filename_list(kind), *_folders()], tooltip=tooltip)
 
@@ -72,8 +77,9 @@ class KiwiEditLoadModel(io.ComfyNode):
     @classmethod
     def execute(cls, model_name, weight_dtype) -> io.NodeOutput:
         options = {"dtype": DTYPES[weight_dtype]} if DTYPES[weight_dtype] else {}
-        if model_name in _folders():
-            model = _load_folder(str(_folders()[model_name]), options)
+        folder = _folder(model_name)
+        if folder:
+            model = _load_folder(str(folder), options)
         else:
             path = files.check_file(folder_paths.get_full_path_or_raise("diffusion_models", model_name))
             model = comfy.sd.load_diffusion_model(str(path), model_options=options)
@@ -99,7 +105,7 @@ class KiwiEditLoadVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        folder = _folders().get(vae_name)
+        folder = _folder(vae_name)
         tensors = released.read_vae(folder)[0] if folder else _read_file("vae", vae_name)[0]
         vae = comfy.sd.VAE(sd=tensors)
         vae.throw_exception_if_invalid()
@@ -124,7 +130,7 @@ class KiwiEditLoadMLLM(io.ComfyNode):
 
     @classmethod
     def execute(cls, mllm_name) -> io.NodeOutput:
-        folder = _folders().get(mllm_name)
+        folder = _folder(mllm_name)
         if folder:
             return io.NodeOutput(mllm.load_mllm(single_files.mllm_file(*released.read_mllm(folder))))
         return io.NodeOutput(mllm.load_mllm(*_read_file("text_encoders", mllm_name)))
@@ -148,7 +154,7 @@ class KiwiEditLoadConnector(io.ComfyNode):
 
     @classmethod
     def execute(cls, connector_name) -> io.NodeOutput:
-        folder = _folders().get(connector_name)
+        folder = _folder(connector_name)
         if folder:
             tensors = single_files.connector_file(*released.read_connector(folder))
         else:

@@ -39,7 +39,7 @@ class KiwiEditPrepareVideo(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "max_frames", default=geometry.MAX_FRAMES, min=1, max=100000,
-                    tooltip="Frames from the start; the model was trained up to 81.",
+                    tooltip="Frames from the start, rounded up to 4k+1; the model was trained up to 81.",
                 ),
                 io.Int.Input(
                     "multiple", default=32, min=16, max=64, step=16, advanced=True,
@@ -57,7 +57,8 @@ class KiwiEditPrepareVideo(io.ComfyNode):
         source = _components(video).images if isinstance(video, Input.Video) else video
         height, width = source.shape[1:3]
         media.check_frame_size(height, width)
-        frames = to_uint8(source[:max_frames])
+        # One to three frames more than asked for, if there are any, are better than repeated ones.
+        frames = to_uint8(source[: geometry.padded_frame_count(max_frames)])
         frames = geometry.resize_frames(frames, *geometry.fit_size(height, width, max_pixels, multiple))
         frames = geometry.pad_frames(frames, geometry.padded_frame_count(len(frames)))
         return io.NodeOutput(from_uint8(frames), source)

@@ -30,7 +30,10 @@ def check(folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; name the downloaded model folder.")
-    missing = [name for name in _FOLDERS if not (folder / name).is_dir()]
+    index = folder / "model_index.json"
+    named = files.read_json(index).get("ref_embedder") if index.is_file() else None
+    wanted = (*_FOLDERS, "ref_embedder") if named and named[0] else _FOLDERS
+    missing = [name for name in wanted if not (folder / name).is_dir()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}/; download the model folder again.")
     for name in (*_FOLDERS, "ref_embedder"):
@@ -180,6 +183,7 @@ def write(parts: Parts, folder: str | os.PathLike) -> None:
         },
     )
     files.save_tensors(parts.mllm, folder / "mllm_encoder" / "model.safetensors")
+    _remove_shards(folder / "mllm_encoder", "model")
 
     processor = folder / "processor"
     for name, text in {**parts.processor_files, "tokenizer.json": parts.tokenizer}.items():
@@ -207,9 +211,14 @@ def write(parts: Parts, folder: str | os.PathLike) -> None:
 
 def _write_component(folder: Path, tensors: dict[str, torch.Tensor], config: dict) -> None:
     files.save_tensors(tensors, folder / f"{WEIGHTS}.safetensors")
-    for shard in folder.glob(f"{WEIGHTS}-*-of-*.safetensors"):
-        shard.unlink()
+    _remove_shards(folder, WEIGHTS)
     files.save_json(config, folder / "config.json")
+
+
+def _remove_shards(folder: Path, stem: str) -> None:
+    """What a sharded model that was here before would leave beside the whole file."""
+    for path in (*folder.glob(f"{stem}-*-of-*.safetensors"), folder / f"{stem}.safetensors.index.json"):
+        path.unlink(missing_ok=True)
 
 
 def comfyui_dit(folder: str | os.PathLike) -> dict[str, torch.Tensor]:

@@ -321,6 +321,13 @@ def test_bad_input_is_told_in_a_sentence(graph, server, models, broken):
     assert set((server.base_dir / "output").rglob("*.*")) == before
 
 
+def test_a_clip_longer_than_the_cap_ends_on_its_own_frames(graph):
+    prompt = graph.prompt("instruct_video_edit")
+    prompt["2"]["inputs"]["max_frames"] = 4
+    (path,) = graph.files(prompt)
+    assert len(media.load_video(path).frames) == 5  # of 6; the next 4k+1 above 4
+
+
 def test_a_missing_reference_is_refused_before_the_run(graph, server):
     prompt = graph.prompt("reference_video_edit")
     prompt["13"]["inputs"]["image"] = "nowhere.png"

@@ -1,6 +1,7 @@
 """The command line, on a small model with random weights."""
 
 import inspect
+import json
 import math
 import os
 import re
@@ -207,13 +208,22 @@ def test_bad_input_is_refused_before_the_model_is_read(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def forget_references(folder):
+    """Make it a folder of a model that was trained without them."""
+    shutil.rmtree(folder / "ref_embedder")
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["ref_embedder"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
         (lambda folder: shutil.rmtree(folder / "vae"), "lacks vae/"),
         (lambda folder: (folder / "processor/tokenizer.json").unlink(), "tokenizer.json"),
         (lambda folder: truncate(folder / "transformer/diffusion_pytorch_model.safetensors"), "damaged"),
-        (lambda folder: shutil.rmtree(folder / "ref_embedder"), "without reference pictures"),
+        (lambda folder: shutil.rmtree(folder / "ref_embedder"), "lacks ref_embedder/"),
+        (lambda folder: forget_references(folder), "without reference pictures"),
     ],
 )
 def test_an_unfit_model_is_refused_before_it_is_read(
