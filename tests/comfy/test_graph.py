@@ -1,6 +1,5 @@
 """Whole graphs in the real server: they agree with the library, and bad input is told in a sentence."""
 
-import json
 import shutil
 
 import demo
@@ -335,6 +334,13 @@ def test_a_missing_reference_is_refused_before_the_run(graph, server):
         server.queue(prompt)
 
 
+def test_an_empty_instruction_is_refused_before_the_run(graph, server):
+    prompt = graph.prompt("instruct_video_edit")
+    prompt["7"]["inputs"]["prompt"] = " \n"
+    with pytest.raises(RuntimeError, match="instruction is empty"):
+        server.queue(prompt)
+
+
 def test_transparent_pictures_are_composited_on_white(graph, server):
     picture = np.asarray(Image.open(graph.picture).convert("RGBA")).copy()
     picture[:, ::2, 3] = 0
@@ -368,9 +374,3 @@ def test_cancel_stops_within_a_step_and_leaves_the_server_working(graph, server)
         server.run(prompt, stop)
     assert len(steps) < 20
     assert graph.files(graph.prompt("instruct_video_edit"))
-
-
-def test_shipped_workflows_name_files_by_one_pattern(server):
-    for path in (demo.comfyui.REPO / "workflows").glob("*.api.json"):
-        for node in json.loads(path.read_text(encoding="utf-8")).values():
-            assert node["class_type"] in server.object_info(node["class_type"])

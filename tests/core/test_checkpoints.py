@@ -443,3 +443,17 @@ def test_sizes_other_than_the_stored_ones_are_read_from_the_folder(
     assert pipe.encode_prompt("Go.", video, video[0]).shape == (1, 2 * 3 + queries[2], dim)
     assert latents_of(pipe).shape == (1, 48, 2, 2, 2)
     assert torch.equal(latents_of(pipe), latents_of(pipe))
+
+
+def test_saving_over_a_sharded_folder_leaves_none_of_its_files(pipe, tmp_path):
+    stale = [
+        folder / f"{stem}{suffix}"
+        for folder, stem in ((tmp_path / "transformer", released.WEIGHTS), (tmp_path / "mllm_encoder", "model"))
+        for suffix in ("-00001-of-00002.safetensors", "-00002-of-00002.safetensors", ".safetensors.index.json")
+    ]
+    for path in stale:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("old")
+    pipe.save_pretrained(tmp_path)
+    assert not [path for path in stale if path.exists()]
+    assert_same(KiwiEditPipeline.from_pretrained(tmp_path, torch.float32).to_parts(), pipe.to_parts())
