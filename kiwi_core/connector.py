@@ -73,7 +73,7 @@ class DualConnector(nn.Module):
         self,
         hidden_states: torch.Tensor,
         query_slice: slice,
-        reference_slice: slice | None = None,
+        reference_slice: slice | torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Context for the DiT's cross-attention: [reference tokens ; query tokens].
 

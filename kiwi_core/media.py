@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -172,12 +172,15 @@ def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.concatenate([resize_frames(left[:count], height, width), right[:count]], axis=2)
 
 
-def contact_sheet(rows: dict[str, np.ndarray], columns: int = 6) -> Image.Image:
+def contact_sheet(
+    rows: dict[str, np.ndarray], columns: int = 6, names: Sequence[str] | None = None, box: int = 240
+) -> Image.Image:
     """One RGB picture with a labelled row of up to ``columns`` evenly spaced frames for each clip.
 
-    ``rows`` maps labels to uint8 ``[T, H, W, 3]``; below each frame stands its number, from 1.
+    ``rows`` maps labels to uint8 ``[T, H, W, 3]``; below each frame stands its name, or its number from 1.
+    ``box`` is the longer side of a frame on the sheet, in pixels.
     """
-    box, margin, gap, label_height, number_height = 240, 24, 8, 30, 36
+    margin, gap, label_height, number_height = 24, 8, 30, 36
     font, small = ImageFont.load_default(16), ImageFont.load_default(12)
     shapes = [frames.shape[1:3] for frames in rows.values()]
     sizes = [[max(1, round(side * box / max(shape))) for side in shape] for shape in shapes]
@@ -193,7 +196,8 @@ def contact_sheet(rows: dict[str, np.ndarray], columns: int = 6) -> Image.Image:
         for column, (index, frame) in enumerate(zip(chosen, resize_frames(frames[chosen], height, width))):
             left = margin + column * pitch
             sheet.paste(Image.fromarray(frame), (left, top))
-            draw.text((left, top + height + 4), str(index + 1), fill=(140, 140, 140), font=small)
+            name = names[index] if names else str(index + 1)
+            draw.text((left, top + height + 4), name, fill=(140, 140, 140), font=small)
         top += height + number_height
     return sheet
 

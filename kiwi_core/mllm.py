@@ -22,6 +22,7 @@ MERGED = PATCH_SIZE * MERGE_SIZE
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_FRAMES = 16
+SHOWN_REFERENCES = ("first", "all")
 MIN_VIDEO_PIXELS = 128 * MERGED**2
 MAX_VIDEO_PIXELS = 768 * MERGED**2
 MAX_ASPECT = 200
@@ -68,8 +69,8 @@ class MLLMInputs:
     """bool ``[1, L]``: where the learnable queries are put in."""
     query_slice: slice
     """Where their states are read: the last n positions, as published, not the query positions."""
-    reference_slice: slice | None
-    """Where the states of the reference picture are read."""
+    reference_slice: slice | torch.Tensor | None
+    """Where the states of the reference picture are read; of several pictures, int64 positions in their order."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,13 @@ def sample_frames(frames, count: int = MAX_FRAMES):
     if len(frames) <= count:
         return frames
     return frames[torch.linspace(0, len(frames) - 1, count).round().long().numpy()]
+
+
+def shown_references(references: Sequence, which: str) -> list:
+    """Those that the language model sees: the "first", as published, or "all"; ValueError for another word."""
+    if which not in SHOWN_REFERENCES:
+        raise ValueError(f'mllm_references is {which!r}; use "first" or "all".')
+    return list(references if which == "all" else references[:1])
 
 
 def _resize_pil(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -186,7 +194,7 @@ def chat_text(prompt: str, mode: str, num_queries: int, picture_tokens: Sequence
     """The whole conversation; queries stand at the end of the user's turn.
 
     Args:
-        picture_tokens: how many tokens the source and the reference take.
+        picture_tokens: how many tokens the source and each reference take.
     """
 
     def picture(kind: str, tokens: int) -> str:
@@ -194,7 +202,7 @@ def chat_text(prompt: str, mode: str, num_queries: int, picture_tokens: Sequence
 
     user = picture("image" if mode == "image" else "video", picture_tokens[0]) + prompt
     if mode == "ref":
-        user += REFERENCE_SUFFIX + picture("image", picture_tokens[1])
+        user += REFERENCE_SUFFIX + "".join(picture("image", tokens) for tokens in picture_tokens[1:])
     return (
         f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n"
         f"<|im_start|>user\n{user}{QUERY_TOKEN * num_queries}<|im_end|>\n"
@@ -205,25 +213,29 @@ def build_inputs(
     tokenizer: Tokenizer,
     prompt: str,
     frames: np.ndarray,
-    reference: np.ndarray | None,
+    reference: np.ndarray | Sequence[np.ndarray] | None,
     num_queries: Mapping[str, int],
     limits: VisionLimits | None = None,
     rounding: str = "shipped",
+    allow_empty: bool = False,
 ) -> MLLMInputs:
     """Everything the language model needs for one edit.
 
     Args:
         prompt: the instruction. frames: uint8 ``[T, H, W, 3]`` at their own size; one frame is image mode.
-        reference: uint8 ``[H, W, 3]`` or None. num_queries: of :class:`kiwi_core.connector.DualConnector`.
+        reference: uint8 ``[H, W, 3]``, several of them in any sizes, or None. The published model saw one at most.
+        num_queries: of :class:`kiwi_core.connector.DualConnector`.
         rounding: "shipped" rounds the normalised pixels to bfloat16, "none" does not.
+        allow_empty: take an empty instruction too, for the negative of guidance.
 
     Raises:
         ValueError: empty instruction, a reserved token in it, a picture too narrow, a mode without queries.
     """
     limits = limits or VisionLimits()
-    if not prompt or not prompt.strip():
+    if not allow_empty and (not prompt or not prompt.strip()):
         raise ValueError("The instruction is empty; say in a sentence what to change.")
-    mode = "ref" if reference is not None else "image" if len(frames) == 1 else "video"
+    references = [] if reference is None else [reference] if isinstance(reference, np.ndarray) else list(reference)
+    mode = "ref" if references else "image" if len(frames) == 1 else "video"
     count = num_queries[mode]
     if not count:
         wanted = {"ref": "reference pictures", "video": "videos", "image": "single images"}[mode]
@@ -233,8 +245,7 @@ def build_inputs(
         pictures = [resize_image(frames[0])]
     else:
         pictures = [resize_video(sample_frames(frames), limits.max_pixels_per_frame)]
-    if reference is not None:
-        pictures.append(resize_image(reference, limits.max_object_token * MERGED**2))
+    pictures += [resize_image(picture, limits.max_object_token * MERGED**2) for picture in references]
     patched = [patchify(pixels) for pixels in pictures]
     sizes = [int(grid.prod()) // MERGE_SIZE**2 for _, grid in patched]
 
@@ -264,8 +275,14 @@ def build_inputs(
         vision=vision,
         query_mask=query_mask,
         query_slice=slice(length - count, length),
-        reference_slice=slice(int(slots[-1][0]), int(slots[-1][-1]) + 1) if mode == "ref" else None,
+        reference_slice=_reference_positions(slots[1:]),
     )
+
+
+def _reference_positions(slots: Sequence[torch.Tensor]) -> slice | torch.Tensor | None:
+    if len(slots) > 1:
+        return torch.cat(list(slots))
+    return slice(int(slots[0][0]), int(slots[0][-1]) + 1) if slots else None
 
 
 def run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from . import mllm
+from .checkpoints import qwen_keys
 from .checkpoints.parts import fill
 from .connector import DualConnector
 
@@ -37,19 +38,13 @@ class MLLMEncoder(torch.nn.Module):
         """Build around Qwen weights under their published names (``model.*``, ``visual.*``), without copying them."""
         with init_empty_weights(include_buffers=False):
             encoder = cls(config, **parts)
-        weights = {
-            "language_model." + name.removeprefix("model.") if name.startswith("model.") else name: tensor
-            for name, tensor in state_dict.items()
-        }
+        weights = {qwen_keys.to_transformers(name): tensor for name, tensor in state_dict.items()}
         fill(encoder.model, weights, "language model")
         return encoder.eval()
 
     def published_state_dict(self) -> dict[str, torch.Tensor]:
         """Qwen's weights under their published names."""
-        return {
-            "model." + name.removeprefix("language_model.") if name.startswith("language_model.") else name: tensor
-            for name, tensor in self.model.state_dict().items()
-        }
+        return qwen_keys.published(self.model.state_dict())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,11 +63,16 @@ class MLLMEncoder(torch.nn.Module):
         return self
 
     def prepare(
-        self, prompt: str, frames: np.ndarray, reference: np.ndarray | None = None, rounding: str = "shipped"
+        self,
+        prompt: str,
+        frames: np.ndarray,
+        reference: np.ndarray | Sequence[np.ndarray] | None = None,
+        rounding: str = "shipped",
+        allow_empty: bool = False,
     ) -> mllm.MLLMInputs:
         """See :func:`kiwi_core.mllm.build_inputs`."""
         return mllm.build_inputs(
-            self.tokenizer, prompt, frames, reference, self.connector.num_queries, self.limits, rounding
+            self.tokenizer, prompt, frames, reference, self.connector.num_queries, self.limits, rounding, allow_empty
         )
 
     def forward(self, inputs: mllm.MLLMInputs) -> torch.Tensor:

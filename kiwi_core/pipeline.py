@@ -14,9 +14,10 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from . import geometry, media, memory, mllm, schedule
+from . import colour, geometry, masks, media, memory, mllm, schedule, windows
 from . import vae as vae_ops
-from .checkpoints import hub, released, single_files, training, vae_keys
+from .checkpoints import dit_keys, files, hub, lora, lora_merge, released, single_files, training, vae_keys
+from .checkpoints.lazy import load
 from .checkpoints.parts import Parts, Tensors, fill
 from .conditioning import PatchEmbedder
 from .connector import DualConnector
@@ -91,7 +92,7 @@ class KiwiEditPipeline(DiffusionPipeline):
         """Modules around the tensors of any layout, which are cast but not copied otherwise."""
 
         def cast(tensors: Tensors) -> dict[str, torch.Tensor]:
-            return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+            return {name: load(tensor).to(dtype) for name, tensor in tensors.items()}
 
         def embedder(tensors: Tensors, name: str) -> PatchEmbedder | None:
             if not tensors:
@@ -168,6 +169,42 @@ class KiwiEditPipeline(DiffusionPipeline):
         """Read a training checkpoint on its base models; see :func:`kiwi_core.checkpoints.training.read`."""
         return cls.from_parts(training.read(checkpoint, mllm, vae, model, ref_pad_first), dtype)
 
+    def load_lora(
+        self, path: str | os.PathLike, strength: float = 1.0, mllm_strength: float = 1.0
+    ) -> lora_merge.Report:
+        """Merge a LoRA of any dialect, or a training checkpoint, into the weights; it cannot be taken out again.
+
+        Args:
+            strength: for the DiT and its embedders. mllm_strength: for the language model, queries and connectors.
+                Whole tensors of a checkpoint are reached at 1.
+
+        Returns:
+            How many of the file's keys were applied, also as a sentence.
+
+        Raises:
+            FileNotFoundError, ValueError: no LoRA, a damaged one, or one of another model; nothing is changed then.
+        """
+        encoder = self.mllm_encoder
+        weights = {
+            "dit": {dit_keys.to_original(name): tensor for name, tensor in self.transformer.named_parameters()},
+            "mllm": dict(zip(encoder.published_state_dict(), encoder.model.state_dict(keep_vars=True).values())),
+            "connector": dict(encoder.connector.named_parameters()),
+        }
+        for prefix, embedder in (
+            (dit_keys.SOURCE_PREFIX, self.source_embedder),
+            (dit_keys.REFERENCE_PREFIX, self.ref_embedder),
+        ):
+            if embedder is not None:
+                weights["dit"] |= {prefix + name: tensor for name, tensor in embedder.named_parameters()}
+        if any(tensor.is_meta for tensors in weights.values() for tensor in tensors.values()):
+            raise ValueError("The weights are offloaded already; load the LoRA before enable_sequential_cpu_offload.")
+        strengths = {"dit": strength, "mllm": mllm_strength, "connector": mllm_strength}
+        opened = lora.read(path, open_file=files.open_tensors)
+        report = lora_merge.merge(opened, weights, strengths)
+        if report.matched < report.total:
+            logger.warning("%s", report)
+        return report
+
     # Sizes
 
     @property
@@ -196,16 +233,24 @@ class KiwiEditPipeline(DiffusionPipeline):
     # Encoding
 
     @torch.no_grad()
-    def encode_prompt(self, prompt: str, video, reference=None, rounding: str = "shipped") -> torch.Tensor:
+    def encode_prompt(
+        self,
+        prompt: str,
+        video,
+        reference=None,
+        rounding: str = "shipped",
+        mllm_references: str = "first",
+        allow_empty: bool = False,
+    ) -> torch.Tensor:
         """Context for the DiT: ``[1, N, dit_dim]``.
 
         Args:
             prompt: the instruction. video: the clip at its own size, whole; see :meth:`__call__`.
-            reference: a picture, or several, of which the first is seen.
+            reference: a picture, or several. mllm_references: "first" or "all" of them are seen; published with one.
+            allow_empty: take an empty instruction too, for the negative of guidance.
         """
-        references = _pictures(reference)
-        first = np.asarray(references[0]) if references else None
-        inputs = self.mllm_encoder.prepare(prompt, media.as_frames(video), first, rounding)
+        shown = mllm.shown_references([np.asarray(picture) for picture in _pictures(reference)], mllm_references)
+        inputs = self.mllm_encoder.prepare(prompt, media.as_frames(video), shown, rounding, allow_empty)
         return self.mllm_encoder(inputs)
 
     @torch.no_grad()
@@ -244,6 +289,15 @@ class KiwiEditPipeline(DiffusionPipeline):
         output_type: str = "np",
         rounding: str = "shipped",
         callback_on_step_end: Callable | None = None,
+        guidance_scale: float = 1.0,
+        negative_prompt: str = "",
+        window_frames: int | None = None,
+        window_overlap: int = windows.OVERLAP,
+        mllm_view: str = "clip",
+        mllm_references: str = "first",
+        mask=None,
+        mask_feather: int | None = masks.FEATHER,
+        match_colours: bool = False,
     ) -> KiwiEditPipelineOutput:
         """Edit a clip.
 
@@ -253,8 +307,9 @@ class KiwiEditPipeline(DiffusionPipeline):
             reference: a picture (PIL, array or path) of what is to appear, or a list of them.
             height, width: size of the result, rounded up to :attr:`multiple`. Without both, the clip's own shape
                 within 720 x 1280 pixels.
-            num_frames: edit at most so many frames from the start; default and limit of the training are 81. As many
-                come out as are edited; 4k + 1 is reached inside by repeating the last frame.
+            num_frames: edit at most so many frames from the start; the limit of the training, 81, is the default, with
+                windows the whole clip is. As many come out as are edited; 4k + 1 is reached inside by repeating the
+                last frame.
             num_inference_steps, shift, sigma_min, denoising_strength: see :func:`kiwi_core.schedule.flow_sigmas`;
                 a strength below 1 starts from the noised source.
             generator: of the noise, on the CPU for the same result on every device.
@@ -262,6 +317,16 @@ class KiwiEditPipeline(DiffusionPipeline):
             rounding: "shipped" rounds timesteps and vision pixels to bfloat16 as in training; "none" does not.
             callback_on_step_end: called as ``(pipeline, step, timestep, {"latents": ...})``; what it returns under
                 "latents" is used. Setting ``pipeline.interrupt`` stops after the step.
+            guidance_scale: above 1 pushes away from the negative, at twice the time; the model was trained for 1.
+            negative_prompt: the negative's instruction on the same clip and references; empty asks for no change.
+            window_frames: sample a longer clip in windows of so many frames (81 as in training) that share
+                ``window_overlap`` frames with the next: memory is that of a window. None samples it at once.
+            mllm_view: the language model sees the whole "clip", as trained, or for each "window" its frames.
+            mllm_references: it sees the "first" reference, as trained, or "all".
+            mask: where to edit, a picture or a clip: see :func:`kiwi_core.masks.as_mask`. Outside of it the frames are
+                the resized source's to the byte; ``mask_feather`` pixels inside its edge the edit fades in. A feather
+                of None leaves the frames as decoded.
+            match_colours: take back a drift of colours; see :func:`kiwi_core.colour.match_colours`.
 
         Raises:
             ValueError, FileNotFoundError: bad input, before any heavy work.
@@ -271,6 +336,13 @@ class KiwiEditPipeline(DiffusionPipeline):
             raise ValueError(f'output_type is {output_type!r}; use "np", "pil" or "latent".')
         sigmas = schedule.flow_sigmas(num_inference_steps, shift, sigma_min, denoising_strength)
         schedule.round_timestep(sigmas, rounding)
+        if mllm_view not in ("clip", "window"):
+            raise ValueError(f'mllm_view is {mllm_view!r}; use "clip" or "window".')
+        mllm.shown_references([], mllm_references)
+        if not 0 <= guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale is {guidance_scale}; use a number from 0 on, 1 for none.")
+        if mask_feather is not None and mask_feather < 0:
+            raise ValueError(f"mask_feather is {mask_feather}; use 0 or more pixels.")
         whole = media.as_frames(video)
         media.check_frame_size(*whole.shape[1:3])
         references = _pictures(reference)
@@ -278,53 +350,88 @@ class KiwiEditPipeline(DiffusionPipeline):
             raise ValueError("This model was trained without reference pictures; use a reference model.")
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}; use at least 1.")
-        if num_frames is None and len(whole) > geometry.MAX_FRAMES:
+        if num_frames is None and window_frames is None and len(whole) > geometry.MAX_FRAMES:
             logger.warning(
                 "The first %d of %d frames are edited; set num_frames for more.", geometry.MAX_FRAMES, len(whole)
             )
-        frames = whole[: num_frames or geometry.MAX_FRAMES]
+        frames = whole[: num_frames or (geometry.MAX_FRAMES if window_frames is None else None)]
         height, width = self._size(frames, height, width)
-        memory.report(self, height, width, geometry.padded_frame_count(len(frames)), len(references))
+        latent_frames = geometry.latent_frame_count(geometry.padded_frame_count(len(frames)))
+        spans = [range(latent_frames)]
+        if window_frames is not None:
+            spans = windows.split(latent_frames, *windows.latent_sizes(window_frames, window_overlap))
+        keep = None
+        if mask is not None:
+            mask = masks.fit(masks.as_mask(mask), len(frames))
+            factor = self.vae.config.scale_factor_spatial
+            keep = ~masks.latent_mask(mask, latent_frames, height // factor, width // factor)
+        at_once = min(geometry.padded_frame_count(len(frames)), 4 * (len(spans[0]) + windows.ANCHOR) - 3)
+        memory.report(self, height, width, at_once, len(references))
 
         self.interrupt = False
         try:
             with memory.explain("the language model"):
-                context = self.encode_prompt(prompt, whole, references, rounding)
+                views = [whole] if mllm_view == "clip" else [frames[windows.frames_of(span)] for span in spans]
+                prompts = [(prompt,)] if guidance_scale == 1 else [(prompt,), (negative_prompt, True)]
+                contexts = [
+                    [
+                        self.encode_prompt(text, view, references, rounding, mllm_references, *empty)
+                        for text, *empty in prompts
+                    ]
+                    for view in views
+                ] * (len(spans) // len(views))
             with memory.explain("encoding the video"):
                 source_latents = self.encode_video(frames, height, width)
                 reference_latents = self._encode_references(references, height, width)
             with memory.explain("sampling"):
                 latents = self._sample(
-                    context, source_latents, reference_latents, sigmas, generator, rounding, callback_on_step_end
-                )
+                    contexts, source_latents, reference_latents, sigmas, generator, rounding, callback_on_step_end,
+                    guidance_scale, spans, keep,
+                )  # fmt: skip
             result = latents
             if output_type != "latent":
                 with memory.explain("decoding the video"):
                     result = self._decode(latents)[: len(frames)]
         finally:
             self.maybe_free_model_hooks()
+        if output_type != "latent" and (match_colours or mask is not None):
+            source = geometry.resize_frames(frames, height, width)
+            if match_colours:
+                result = colour.match_colours(result, source, mask)
+            if mask is not None and mask_feather is not None:
+                result = masks.composite(result, source, mask, mask_feather)
         if output_type == "pil":
             result = [Image.fromarray(frame) for frame in result]
         return KiwiEditPipelineOutput(frames=result, latents=latents)
 
-    def _sample(self, context, source_latents, reference_latents, sigmas, generator, rounding, callback):
-        device, dtype = context.device, source_latents.dtype
+    def _sample(
+        self, contexts, source_latents, reference_latents, sigmas, generator, rounding, callback, guidance_scale, spans,
+        keep,
+    ):  # fmt: skip
+        """Final latents. ``contexts``: of each window of ``spans``, with the negative's where there is guidance;
+        ``keep``: bool, the latents to leave as the source's."""
+        device, dtype = contexts[0][0].device, source_latents.dtype
         noise = torch.randn(
             source_latents.shape, generator=generator, device=generator.device if generator is not None else "cpu"
         ).to(device, dtype)
         sigmas = sigmas.to(device)
-        latents = noise if sigmas[0] >= 1 else (1 - sigmas[0]) * source_latents + sigmas[0] * noise
-        latents = latents.to(dtype)
 
-        source = self.source_embedder(source_latents)
+        def noised(sigma: torch.Tensor) -> torch.Tensor:
+            return ((1 - sigma) * source_latents + sigma * noise).to(dtype)
+
+        latents = noise if sigmas[0] >= 1 else noised(sigmas[0])
+        keep = None if keep is None else keep.to(device)
+        whole = self.source_embedder(source_latents) if len(spans) == 1 else None
         reference = self.ref_embedder(reference_latents) if reference_latents is not None else None
         timesteps = schedule.timesteps_of(sigmas)
         nearest = schedule.nearest_index(schedule.round_timestep(timesteps, rounding), timesteps)
 
-        with self.progress_bar(total=len(timesteps)) as progress:
-            for step, timestep in enumerate(timesteps):
-                velocity = self.transformer(
-                    latents,
+        def predict(index: int, shown: range) -> torch.Tensor:
+            part = slice(shown.start, shown.stop)
+            source = self.source_embedder(source_latents[:, :, part]) if whole is None else whole
+            velocity, *without = (
+                self.transformer(
+                    latents[:, :, part],
                     timestep.unsqueeze(0),
                     context,
                     source=source,
@@ -334,7 +441,15 @@ class KiwiEditPipeline(DiffusionPipeline):
                     rounding=rounding,
                     return_dict=False,
                 )[0]
-                latents = latents + velocity * (sigmas[step + 1] - sigmas[step])
+                for context in contexts[index]
+            )
+            return without[0] + guidance_scale * (velocity - without[0]) if without else velocity
+
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for step, timestep in enumerate(timesteps):
+                latents = latents + windows.blend(spans, latents, predict) * (sigmas[step + 1] - sigmas[step])
+                if keep is not None:
+                    latents = torch.where(keep, noised(sigmas[step + 1]), latents)
                 if callback is not None:
                     changed = callback(self, step, timestep, {"latents": latents})
                     latents = (changed or {}).get("latents", latents)

@@ -7,9 +7,7 @@ of channels are in the VAE's ``config``: ``scale_factor_spatial``, ``scale_facto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -17,27 +15,12 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, pa
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from .checkpoints.vae_keys import is_original_vae, vae_config, vae_to_diffusers
+from .tiles import Progress, Tile, assemble, even_tile, scaled
 
 # Larger frames are tiled. Decoding takes about 11 kB a pixel of a tile in bfloat16: 4.4 GB for the largest
 # untiled frame, 9.8 GB for 704 x 1280 whole and 2.4 GB in tiles, at 1.42 times the work (overlap a quarter).
 UNTILED_PIXELS = 480 * 832
 TILE_PIXELS, OVERLAP_PIXELS = 512, 128
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Size of the tiles and distance between their starts, each (height, width) in latent units."""
-
-    size: tuple[int, int]
-    stride: tuple[int, int]
-
-    def __post_init__(self):
-        if not all(1 <= stride <= size for size, stride in zip(self.size, self.stride)):
-            raise ValueError(
-                f"VAE tiles of {self.size} cannot advance by {self.stride}; give a stride from 1 to the size."
-            )
 
 
 def load_vae(
@@ -76,13 +59,7 @@ def default_tile(vae: AutoencoderKLWan, height: int, width: int) -> Tile | None:
     if height * width <= UNTILED_PIXELS:
         return None
     factor = vae.config.scale_factor_spatial
-    overlap, longest = OVERLAP_PIXELS // factor, TILE_PIXELS // factor
-    strides = []
-    for side in (height, width):
-        step = side // factor - overlap
-        tiles = max(1, -(-step // (longest - overlap)))
-        strides.append(max(1, -(-step // tiles)))
-    return Tile(size=(strides[0] + overlap, strides[1] + overlap), stride=(strides[0], strides[1]))
+    return even_tile(height // factor, width // factor, TILE_PIXELS // factor, OVERLAP_PIXELS // factor)
 
 
 def normalize(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
@@ -129,11 +106,11 @@ def encode(
         )
 
     def read(rows: slice, columns: slice) -> Iterator[torch.Tensor]:
-        return _encode_frames(vae, video[..., _scaled(rows, factor), _scaled(columns, factor)])
+        return _encode_frames(vae, video[..., scaled(rows, factor), scaled(columns, factor)])
 
     latent_frames = (frames - 1) // vae.config.scale_factor_temporal + 1
     shape = (batch, vae.config.z_dim, latent_frames, height // factor, width // factor)
-    return _assemble(read, shape, 1, tile, progress, video).to(vae.dtype)
+    return assemble(read, shape, 1, tile, progress, video.device).to(vae.dtype)
 
 
 @torch.no_grad()
@@ -172,7 +149,7 @@ def decode(
     colours = config.out_channels // (config.patch_size or 1) ** 2
     frames = (frames - 1) * config.scale_factor_temporal + 1
     shape = (batch, colours, frames, height * factor, width * factor)
-    video = _assemble(read, shape, factor, tile, progress, raw)
+    video = assemble(read, shape, factor, tile, progress, raw.device)
     return (video if tile is None else video.clamp_(-1, 1)).to(vae.dtype)
 
 
@@ -207,58 +184,3 @@ def _decode_frames(vae: AutoencoderKLWan, raw: torch.Tensor) -> Iterator[torch.T
         hidden = vae.post_quant_conv(raw[:, :, index : index + 1])
         frames = vae.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
         yield frames if vae.config.patch_size is None else unpatchify(frames, vae.config.patch_size)
-
-
-def _scaled(part: slice, factor: int) -> slice:
-    return slice(part.start * factor, part.stop * factor)
-
-
-def _parts(length: int, size: int, stride: int) -> list[slice]:
-    """Tiles along an axis: the last is the first one to reach the end, and may be shorter."""
-    starts = range(0, max(1, length - size + stride), stride)
-    return [slice(start, min(start + size, length)) for start in starts]
-
-
-def _ramp(part: slice, length: int, border: int, factor: int, device: torch.device) -> torch.Tensor:
-    """Weights along one axis of a tile: a ramp over each border, but none at the edges of the frame."""
-    weight = torch.ones((part.stop - part.start) * factor, device=device)
-    slope = torch.arange(1, border * factor + 1, device=device) / (border * factor)
-    if part.start > 0:
-        weight[: len(slope)] = slope
-    if part.stop < length:
-        weight[len(weight) - len(slope) :] = slope.flip(0)
-    return weight
-
-
-def _assemble(
-    read: Callable[[slice, slice], Iterator[torch.Tensor]],
-    shape: tuple[int, ...],
-    factor: int,
-    tile: Tile | None,
-    progress: Progress | None,
-    like: torch.Tensor,
-) -> torch.Tensor:
-    """Weighted mean of what ``read(rows, columns)`` yields of each tile, frames in order.
-
-    Args:
-        shape: the result's. factor: its pixels per latent, in which tiles and ``read`` count.
-        like: gives the device; sums are float32.
-    """
-    frame = (shape[3] // factor, shape[4] // factor)
-    tile = tile or Tile(size=frame, stride=frame)
-    border = [size - stride for size, stride in zip(tile.size, tile.stride)]
-    parts = list(product(*(_parts(*axis) for axis in zip(frame, tile.size, tile.stride))))
-    canvas, total = like.new_zeros(shape, dtype=torch.float32), like.new_zeros(shape[3:], dtype=torch.float32)
-    for index, part in enumerate(parts, start=1):
-        window = (..., *(_scaled(axis, factor) for axis in part))
-        down, across = (_ramp(*axis, factor, like.device) for axis in zip(part, frame, border))
-        weight = torch.minimum(down[:, None], across)
-        total[window] += weight
-        start = 0
-        for frames in read(*part):
-            stop = start + frames.shape[2]
-            canvas[window][:, :, start:stop] += frames * weight
-            start = stop
-        if progress is not None:
-            progress(index, len(parts))
-    return canvas.div_(total)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from kiwi_core.checkpoints import dit_keys, files, released, single_files, vae_keys
+from kiwi_core.checkpoints import files, qwen_keys, released, single_files, training, vae_keys
 from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.connector import DualConnector
 from kiwi_core.mllm import VisionLimits
@@ -124,10 +124,7 @@ def random_parts(seed: int = 0, reference: bool = True, ref_pad_first: bool = Fa
         ref_embedder=fill(embedder, generator) if reference else {},
         ref_pad_first=ref_pad_first,
         vae=vae_keys.vae_to_original(fill(vae.state_dict(), generator)),
-        mllm={
-            "model." + name.removeprefix("language_model.") if name.startswith("language_model.") else name: tensor
-            for name, tensor in fill(qwen.state_dict(), generator).items()
-        },
+        mllm=qwen_keys.published(fill(qwen.state_dict(), generator)),
         qwen_config=config,
         connector=fill(connector.state_dict(), generator),
         tokenizer=tokenizer.to_str(),
@@ -137,25 +134,18 @@ def random_parts(seed: int = 0, reference: bool = True, ref_pad_first: bool = Fa
 
 def write_training(parts: Parts, folder: Path) -> dict[str, Path]:
     """A stage 3 checkpoint under the published names, its Qwen folder and its VAE; the language LoRA is zero."""
+    weights, texts = training.layout(parts)
     attention = "mllm.model.model.language_model.layers.0.self_attn.q_proj"
     width = parts.mllm["model.layers.0.self_attn.q_proj.weight"].shape
-    dit = {dit_keys.to_original(name): tensor for name, tensor in parts.transformer.items()}
-    checkpoint = {
-        **{f"mllm.{name}.q" if name.endswith("queries") else "mllm." + name.replace("connector", "connetor", 1)
-           if name.startswith("connector") else f"mllm.{name}": tensor for name, tensor in parts.connector.items()},
+    weights[training.CHECKPOINT] |= {
         f"{attention}.lora_A.default.weight": torch.ones(4, width[1]),
         f"{attention}.lora_B.default.weight": torch.zeros(width[0], 4),
-        **{f"dit.{name}": tensor for name, tensor in dit.items()},
-        **{f"vae_condition.{name}": tensor for name, tensor in parts.source_embedder.items()},
-        **{f"ref_vae_condition.{name}": tensor for name, tensor in parts.ref_embedder.items()},
-    }  # fmt: skip
-    paths = {name: folder / name for name in ("checkpoint.safetensors", "qwen", "vae.safetensors")}
-    files.save_tensors(checkpoint, paths["checkpoint.safetensors"])
-    files.save_tensors(parts.mllm, paths["qwen"] / "model.safetensors")
-    files.save_json(parts.qwen_config, paths["qwen"] / "config.json")
-    (paths["qwen"] / "tokenizer.json").write_text(parts.tokenizer, encoding="utf-8")
-    files.save_tensors(parts.vae, paths["vae.safetensors"])
-    return {"checkpoint": paths["checkpoint.safetensors"], "mllm": paths["qwen"], "vae": paths["vae.safetensors"]}
+    }
+    for name, tensors in weights.items():
+        files.save_tensors(tensors, folder / name)
+    files.save_texts(texts, folder)
+    names = {"checkpoint": training.CHECKPOINT, "mllm": training.QWEN, "vae": training.VAE}
+    return {part: folder / name for part, name in names.items()}
 
 
 def write(folder: str | Path, seed: int = 0) -> None:

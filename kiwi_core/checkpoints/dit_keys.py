@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from .lazy import Tensor, apply, load
+
 SOURCE_PREFIX, REFERENCE_PREFIX = "vae_condition.", "ref_vae_condition."
 REFERENCE_FIRST = "ref_pad_first"
 
@@ -73,25 +75,38 @@ def is_diffusers(names: Iterable[str]) -> bool:
     return "proj_out.weight" in names and "blocks.0.attn1.to_q.weight" in names
 
 
+def with_time_axis(tensor: Tensor) -> Tensor:
+    """A patch embedder's weight as Conv3d has it; anything else as it is. See :func:`join_embedders`."""
+    return apply(lambda weight: weight.unsqueeze(2), tensor) if len(tensor.shape) == 4 else tensor
+
+
+def _without_time_axis(tensor: Tensor) -> Tensor:
+    return apply(lambda weight: weight.float().squeeze(2) if weight.ndim == 5 else weight.float(), tensor)
+
+
 def split_embedders(state_dict: Mapping) -> tuple[dict, dict, dict, bool]:
     """Take a ComfyUI single file apart: DiT, source embedder, reference embedder, ``ref_pad_first``."""
     source, reference, dit = {}, {}, {}
     for name, tensor in state_dict.items():
         if name.startswith(REFERENCE_PREFIX):
-            reference[name.removeprefix(REFERENCE_PREFIX)] = tensor
+            reference[name.removeprefix(REFERENCE_PREFIX)] = with_time_axis(tensor)
         elif name.startswith(SOURCE_PREFIX):
-            source[name.removeprefix(SOURCE_PREFIX)] = tensor
+            source[name.removeprefix(SOURCE_PREFIX)] = with_time_axis(tensor)
         elif name != REFERENCE_FIRST:
             dit[name] = tensor
     first = state_dict.get(REFERENCE_FIRST)
-    return dit, source, reference, first is not None and bool(first.item())
+    return dit, source, reference, first is not None and bool(load(first).item())
 
 
 def join_embedders(dit: Mapping, source: Mapping, reference: Mapping, first: bool) -> dict:
-    """The inverse: one state dict under original names. The unused text embedding is left out."""
+    """The inverse: one state dict under original names, made so that the usual GGUF tools can convert it.
+
+    They know a Wan model by its (here unused) text embedding, take one tensor of five dimensions, the patch
+    embedding, and turn bfloat16 into raw bytes: the embedders are in float32, without their time axis of one frame.
+    """
     return {
-        **{name: tensor for name, tensor in dit.items() if not name.startswith("text_embedding.")},
-        **{SOURCE_PREFIX + name: tensor for name, tensor in source.items()},
-        **{REFERENCE_PREFIX + name: tensor for name, tensor in reference.items()},
+        **dit,
+        **{SOURCE_PREFIX + name: _without_time_axis(tensor) for name, tensor in source.items()},
+        **{REFERENCE_PREFIX + name: _without_time_axis(tensor) for name, tensor in reference.items()},
         **({REFERENCE_FIRST: torch.tensor([first], dtype=torch.uint8)} if reference else {}),
     }

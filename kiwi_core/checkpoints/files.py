@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..atomic import replacing
+from . import lazy, streaming
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 _SHARD = re.compile(r".+-\d+-of-(\d+)\.safetensors")
+
+
+OpenFile = Callable[[str | os.PathLike], dict[str, lazy.Tensor]]
+"""How a reader gets a file's tensors: :func:`load_tensors`, or :func:`open_tensors` to pass large models through."""
 
 
 def check_file(path: str | os.PathLike) -> Path:
@@ -43,6 +47,11 @@ def load_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+def open_tensors(path: str | os.PathLike) -> dict[str, lazy.LazyTensor]:
+    """All tensors of a file, none of them read and nothing mapped."""
+    return lazy.open_tensors(check_file(path))
+
+
 def read_shapes(path: str | os.PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
     """(dtype, shape) of every tensor, without reading any."""
     with safe_open(check_file(path), "np") as file:
@@ -65,9 +74,9 @@ def weight_files(folder: str | os.PathLike, stem: str) -> list[Path]:
     return shards
 
 
-def load_folder(folder: str | os.PathLike, stem: str) -> dict[str, torch.Tensor]:
+def load_folder(folder: str | os.PathLike, stem: str, open_file: OpenFile = load_tensors) -> dict[str, lazy.Tensor]:
     """Tensors of a component's folder, whole or sharded."""
-    return {name: tensor for path in weight_files(folder, stem) for name, tensor in load_tensors(path).items()}
+    return {name: tensor for path in weight_files(folder, stem) for name, tensor in open_file(path).items()}
 
 
 def read_json(path: str | os.PathLike) -> dict:
@@ -83,15 +92,25 @@ def read_json(path: str | os.PathLike) -> dict:
     return value
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:
+def save_tensors(tensors: Mapping[str, lazy.Tensor], path: str | os.PathLike) -> None:
     """Write a safetensors file, whole or not at all."""
-    with replacing(path) as temporary:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
+    streaming.write_file(tensors, path)
 
 
 def save_json(value: Mapping, path: str | os.PathLike) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+def save_texts(texts: Mapping[str, str], folder: str | os.PathLike) -> None:
+    """Text files by their paths under a folder, in this order."""
+    for name, text in texts.items():
+        with replacing(Path(folder) / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def json_text(value: Mapping) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 def text_tensor(text: str) -> torch.Tensor:

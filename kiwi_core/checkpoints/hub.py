@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+# Weights and settings; never code, never pickles.
+PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -24,7 +26,7 @@ def folder_of(model: str | os.PathLike) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(model), allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt"]))
+        return Path(snapshot_download(str(model), allow_patterns=[*PATTERNS]))
     except Exception as error:  # the hub's library raises many kinds
         raise FileNotFoundError(
             f"{model} is no folder here and cannot be downloaded ({type(error).__name__}); check the name and the "

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from ..connector import QUERY_KINDS, DualConnector
 from ..variant import find_variant
-from . import dit_keys, files, released, single_files, training, vae_keys
+from . import dit_keys, files, fp8, lora, lora_dialects, released, single_files, training, vae_keys
 
 RELEASED, KIWI_DIT, WAN_DIT, VAE = "released folder", "Kiwi-Edit DiT", "plain Wan DiT", "Wan VAE"
 MLLM, CONNECTOR, TRAINING, UNKNOWN = "MLLM", "Kiwi-Edit connector", "training checkpoint", "unknown"
+LORA = "LoRA"
 
 _DIT = {3072: "5B", 5120: "14B"}
 _VAE = {16: "Wan2.1", 48: "Wan2.2"}
@@ -32,6 +33,8 @@ _COMPONENTS = {
     "language model": ("mllm_encoder", "model"),
     "connector": ("mllm_encoder", released.WEIGHTS),
 }
+_LORA_PARTS = {"dit": "DiT", "mllm": "language model", "connector": "connector"}
+_LORA_TARGET = re.compile(r"^(?:blocks|model\.layers|visual\.blocks)\.\d+\.|\.weight$")
 _FILES = (
     "model_index.json",
     "transformer/config.json",
@@ -104,6 +107,8 @@ def inspect(path: str | os.PathLike) -> Report:
         return _connector(path, headers)
     if {"model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"} <= set(headers):
         return _mllm(path, headers)
+    if lora_dialects.find(headers):
+        return _lora_file(path, headers)
     notes = [f"{len(headers)} tensors, such as {', '.join([*headers][:3])}"]
     return _report(path, UNKNOWN, headers, notes=notes)
 
@@ -115,7 +120,7 @@ def _headers(path: Path) -> dict[str, _Header]:
 def _report(path, layout, headers: _Headers, variant="", dims=None, parts=(), missing=(), notes=()) -> Report:
     sizes: dict[str, int] = {}
     for name, (dtype, shape) in headers.items():
-        if name not in _SETTINGS:
+        if name not in _SETTINGS and not name.endswith((fp8.SCALE, fp8.SETTINGS)):
             sizes[dtype] = sizes.get(dtype, 0) + math.prod(shape)
     dtypes = tuple(sorted(sizes, key=sizes.get, reverse=True))
     texts = (tuple(part) for part in (parts, missing, notes))
@@ -231,6 +236,25 @@ def _lora(headers: _Headers) -> str:
             ranks.add(header.shape[0])
             targets.add(match[1].removeprefix("self_attn.").removeprefix("mlp."))
     return f"LoRA of rank {_list(ranks)} on {_list(targets)}" if ranks else ""
+
+
+def _lora_file(path: Path, headers: _Headers) -> Report:
+    opened = lora.sort(headers, path.name)
+    parts, missing, width = [], [], 0
+    for part, changes in opened.changes.items():
+        ranks = {change.rank for change in changes.values() if change.down}
+        targets = {_LORA_TARGET.sub("", weight) for weight in changes}
+        if changes:
+            rank = f" of rank {_list(ranks)}" if ranks else ""
+            parts.append(f"{_LORA_PARTS[part]}{rank} on {_list(targets)} ({len(changes)} in all)")
+        for weight, change in changes.items():
+            if bool(change.down) != bool(change.up):
+                missing.append(f"{'lora_B' if change.down else 'lora_A'} of {weight}")
+            elif change.down and weight.endswith("self_attn.q.weight"):
+                width = change.down.shape[1]
+    variant, dims = (_DIT.get(width, "custom"), {"dim": width}) if width else ("", {})
+    notes = [f"{len(headers)} keys in the {opened.dialect} dialect"]
+    return _report(path, LORA, headers, variant, dims, parts, _in_words(missing), notes)
 
 
 def _training(path: Path, headers: _Headers) -> Report:

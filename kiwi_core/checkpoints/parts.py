@@ -11,8 +11,9 @@ from ..connector import DualConnector
 from ..mllm import VisionLimits
 from ..variant import find_variant
 from . import vae_keys
+from .lazy import Tensor
 
-Tensors = Mapping[str, torch.Tensor]
+Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

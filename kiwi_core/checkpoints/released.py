@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 
-from ..atomic import replacing
+from ..connector import DualConnector
 from ..mllm import VisionLimits
-from . import dit_keys, files, vae_keys
-from .parts import Parts
+from . import dit_keys, files, qwen_keys, vae_keys
+from .parts import Parts, Tensors
 
 WEIGHTS = "diffusion_pytorch_model"
 _FOLDERS = ("transformer", "vae", "mllm_encoder", "processor", "source_embedder")
 _PROCESSOR_TEXT = (".json", ".jinja", ".txt")
+_OTHER_TEXT = ("tokenizer.json", "qwen_config.json", "config.json", "generation_config.json")
 
 
 def is_released(folder: str | os.PathLike) -> bool:
@@ -45,23 +46,25 @@ def check(folder: str | os.PathLike) -> Path:
     return folder
 
 
-def read_dit(folder: str | os.PathLike) -> tuple[dict, dict, dict, dict, bool]:
+def read_dit(
+    folder: str | os.PathLike, open_file: files.OpenFile = files.load_tensors
+) -> tuple[dict, dict, dict, dict, bool]:
     """DiT (diffusers names), its config, source embedder, reference embedder (or empty), ``ref_pad_first``."""
     folder = Path(folder)
     config = files.read_json(folder / "transformer" / "config.json")
-    dit = files.load_folder(folder / "transformer", WEIGHTS)
-    source = files.load_folder(folder / "source_embedder", WEIGHTS)
+    dit = files.load_folder(folder / "transformer", WEIGHTS, open_file)
+    source = files.load_folder(folder / "source_embedder", WEIGHTS, open_file)
     reference, first = {}, False
     if (folder / "ref_embedder").is_dir():
-        reference = files.load_folder(folder / "ref_embedder", WEIGHTS)
+        reference = files.load_folder(folder / "ref_embedder", WEIGHTS, open_file)
         first = bool(files.read_json(folder / "ref_embedder" / "config.json").get("ref_pad_first", False))
     return dit, config, source, reference, first
 
 
-def read_vae(folder: str | os.PathLike) -> tuple[dict, dict]:
+def read_vae(folder: str | os.PathLike, open_file: files.OpenFile = files.load_tensors) -> tuple[dict, dict]:
     """VAE tensors (original names) and its config (``latents_mean``, ``latents_std``)."""
     folder = Path(folder) / "vae"
-    tensors = files.load_folder(folder, WEIGHTS)
+    tensors = files.load_folder(folder, WEIGHTS, open_file)
     return tensors, files.read_json(folder / "config.json")
 
 
@@ -77,33 +80,33 @@ def read_tokenizer(folder: str | os.PathLike) -> str:
     return AutoTokenizer.from_pretrained(folder, use_fast=True).backend_tokenizer.to_str()
 
 
-def read_mllm(folder: str | os.PathLike) -> tuple[dict, dict, str]:
+def read_mllm(folder: str | os.PathLike, open_file: files.OpenFile = files.load_tensors) -> tuple[dict, dict, str]:
     """Language model tensors, Qwen's config and the tokenizer's text."""
     folder = Path(folder)
-    tensors = files.load_folder(folder / "mllm_encoder", "model")
-    tensors.pop("lm_head.weight", None)
     return (
-        tensors,
+        qwen_keys.published(files.load_folder(folder / "mllm_encoder", "model", open_file)),
         files.read_json(folder / "processor" / "qwen_config.json"),
         read_tokenizer(folder / "processor"),
     )
 
 
-def read_connector(folder: str | os.PathLike) -> tuple[dict, VisionLimits]:
+def read_connector(
+    folder: str | os.PathLike, open_file: files.OpenFile = files.load_tensors
+) -> tuple[dict, VisionLimits]:
     """Connector tensors and what the language model is shown (but for Qwen's own ``tokens_per_second``)."""
     folder = Path(folder) / "mllm_encoder"
     config = files.read_json(folder / "config.json")
     limits = {name: config[name] for name in ("max_pixels_per_frame", "max_object_token") if name in config}
-    return files.load_folder(folder, WEIGHTS), VisionLimits(**limits)
+    return files.load_folder(folder, WEIGHTS, open_file), VisionLimits(**limits)
 
 
-def read(folder: str | os.PathLike) -> Parts:
+def read(folder: str | os.PathLike, open_file: files.OpenFile = files.load_tensors) -> Parts:
     """All of a released folder."""
     folder = check(folder)
-    dit, dit_config, source, reference, first = read_dit(folder)
-    vae, vae_config = read_vae(folder)
-    mllm, qwen_config, tokenizer = read_mllm(folder)
-    connector, limits = read_connector(folder)
+    dit, dit_config, source, reference, first = read_dit(folder, open_file)
+    vae, vae_config = read_vae(folder, open_file)
+    mllm, qwen_config, tokenizer = read_mllm(folder, open_file)
+    connector, limits = read_connector(folder, open_file)
     speed = qwen_config.get("vision_config", {}).get("tokens_per_second", 2)
     return Parts(
         transformer=dit,
@@ -119,18 +122,21 @@ def read(folder: str | os.PathLike) -> Parts:
         connector=connector,
         tokenizer=tokenizer,
         limits=replace(limits, tokens_per_second=speed),
-        processor_files={
-            path.name: path.read_text(encoding="utf-8")
-            for path in sorted((folder / "processor").iterdir())
-            if path.suffix in _PROCESSOR_TEXT and path.name not in ("tokenizer.json", "qwen_config.json")
-        },
+        processor_files=read_processor(folder / "processor"),
     )
 
 
-def write(parts: Parts, folder: str | os.PathLike) -> None:
-    """Write the released layout; ``model_index.json`` comes last, so that a killed run leaves no model behind."""
-    folder = Path(folder)
-    (folder / "model_index.json").unlink(missing_ok=True)
+def read_processor(folder: str | os.PathLike) -> dict[str, str]:
+    """The text files beside a tokenizer that other programs read the model with."""
+    return {
+        path.name: path.read_text(encoding="utf-8")
+        for path in sorted(Path(folder).iterdir())
+        if path.suffix in _PROCESSOR_TEXT and path.name not in _OTHER_TEXT and not path.name.endswith(".index.json")
+    }
+
+
+def layout(parts: Parts) -> tuple[dict[str, Tensors], dict[str, str]]:
+    """Tensors and texts of the released layout by their paths; ``model_index.json`` is the last."""
     channels = parts.source_embedder["patch_embedding.weight"]
     embedder = {
         "_class_name": "ConditionalEmbedder",
@@ -140,40 +146,33 @@ def write(parts: Parts, folder: str | os.PathLike) -> None:
         "ref_pad_first": parts.ref_pad_first,
         "zero_init": True,
     }
-    transformer = {"_class_name": "WanTransformer3DModel", **parts.transformer_config}
-    _write_component(folder / "transformer", parts.transformer, transformer)
-    _write_component(folder / "source_embedder", parts.source_embedder, embedder)
-    if parts.ref_embedder:
-        _write_component(folder / "ref_embedder", parts.ref_embedder, embedder)
-    else:  # of a model that was here before
-        shutil.rmtree(folder / "ref_embedder", ignore_errors=True)
-
-    vae_config = vae_keys.vae_config(parts.vae, parts.latents_mean, parts.latents_std)
-    _write_component(
-        folder / "vae",
-        parts.vae,
-        {
+    vae = vae_keys.vae_config(parts.vae, parts.latents_mean, parts.latents_std)
+    tensors = {
+        "transformer": parts.transformer,
+        "source_embedder": parts.source_embedder,
+        "ref_embedder": parts.ref_embedder,
+        "vae": parts.vae,
+        "mllm_encoder": parts.connector,
+    }
+    configs = {
+        "transformer": {"_class_name": "WanTransformer3DModel", **parts.transformer_config},
+        "source_embedder": embedder,
+        "ref_embedder": embedder,
+        "vae": {
             "_class_name": "VAE",
-            "z_dim": vae_config["z_dim"],
-            "dim": vae_config["base_dim"],
-            "dec_dim": vae_config["decoder_base_dim"] or vae_config["base_dim"],
-            "dim_mult": list(vae_config["dim_mult"]),
-            "num_res_blocks": vae_config["num_res_blocks"],
+            "z_dim": vae["z_dim"],
+            "dim": vae["base_dim"],
+            "dec_dim": vae["decoder_base_dim"] or vae["base_dim"],
+            "dim_mult": list(vae["dim_mult"]),
+            "num_res_blocks": vae["num_res_blocks"],
             "attn_scales": [],
-            "temperal_downsample": list(vae_config["temperal_downsample"]),
+            "temperal_downsample": list(vae["temperal_downsample"]),
             "dropout": 0.0,
-            "latents_mean": list(vae_config["latents_mean"]),
-            "latents_std": list(vae_config["latents_std"]),
+            "latents_mean": list(vae["latents_mean"]),
+            "latents_std": list(vae["latents_std"]),
             "vae_pth": f"{WEIGHTS}.safetensors",
         },
-    )
-
-    from ..connector import DualConnector
-
-    _write_component(
-        folder / "mllm_encoder",
-        parts.connector,
-        {
+        "mllm_encoder": {
             "_class_name": "MLLMEncoder",
             "mllm_model_path": ".",
             **DualConnector.sizes_from(parts.connector),
@@ -181,44 +180,54 @@ def write(parts: Parts, folder: str | os.PathLike) -> None:
             "max_frames": 16,
             "max_pixels_per_frame": parts.limits.max_pixels_per_frame,
         },
-    )
-    files.save_tensors(parts.mllm, folder / "mllm_encoder" / "model.safetensors")
-    _remove_shards(folder / "mllm_encoder", "model")
-
-    processor = folder / "processor"
-    for name, text in {**parts.processor_files, "tokenizer.json": parts.tokenizer}.items():
-        with replacing(processor / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    files.save_json(parts.qwen_config, processor / "qwen_config.json")
-    files.save_json(
-        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0},
-        folder / "scheduler" / "scheduler_config.json",
-    )
-    files.save_json(
-        {
-            "_class_name": "KiwiEditPipeline",
-            "processor": ["transformers", "AutoProcessor"],
-            "transformer": ["diffusers", "WanTransformer3DModel"],
-            "vae": ["wan_video_vae", "VAE"],
-            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-            "mllm_encoder": ["mllm_encoder", "MLLMEncoder"],
-            "source_embedder": ["conditional_embedder", "ConditionalEmbedder"],
-            **({"ref_embedder": ["conditional_embedder", "ConditionalEmbedder"]} if parts.ref_embedder else {}),
-        },
-        folder / "model_index.json",
-    )
-
-
-def _write_component(folder: Path, tensors: dict[str, torch.Tensor], config: dict) -> None:
-    files.save_tensors(tensors, folder / f"{WEIGHTS}.safetensors")
-    _remove_shards(folder, WEIGHTS)
-    files.save_json(config, folder / "config.json")
+    }
+    index = {
+        "_class_name": "KiwiEditPipeline",
+        "processor": ["transformers", "AutoProcessor"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "vae": ["wan_video_vae", "VAE"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "mllm_encoder": ["mllm_encoder", "MLLMEncoder"],
+        "source_embedder": ["conditional_embedder", "ConditionalEmbedder"],
+        "ref_embedder": ["conditional_embedder", "ConditionalEmbedder"],
+    }
+    if not parts.ref_embedder:
+        for part in (tensors, configs, index):
+            del part["ref_embedder"]
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0}
+    weights = {f"{name}/{WEIGHTS}.safetensors": part for name, part in tensors.items()}
+    texts = {
+        **{f"{name}/config.json": files.json_text(config) for name, config in configs.items()},
+        **{f"processor/{name}": text for name, text in parts.processor_files.items()},
+        "processor/tokenizer.json": parts.tokenizer,
+        "processor/qwen_config.json": files.json_text(parts.qwen_config),
+        "scheduler/scheduler_config.json": files.json_text(scheduler),
+        "model_index.json": files.json_text(index),
+    }
+    return {**weights, "mllm_encoder/model.safetensors": parts.mllm}, texts
 
 
-def _remove_shards(folder: Path, stem: str) -> None:
-    """What a sharded model that was here before would leave beside the whole file."""
-    for path in (*folder.glob(f"{stem}-*-of-*.safetensors"), folder / f"{stem}.safetensors.index.json"):
-        path.unlink(missing_ok=True)
+def leftovers(folder: str | os.PathLike, parts: Parts) -> list[Path]:
+    """What another model that was here before would leave beside this one's files."""
+    folder = Path(folder)
+    stems = {name: WEIGHTS for name in (*_FOLDERS, "ref_embedder") if name != "processor"}
+    found = [] if parts.ref_embedder or not (folder / "ref_embedder").exists() else [folder / "ref_embedder"]
+    for name, stem in (*stems.items(), ("mllm_encoder", "model")):
+        found += [*(folder / name).glob(f"{stem}-*-of-*.safetensors")]
+        found += [*(folder / name).glob(f"{stem}.safetensors.index.json")]
+    return found
+
+
+def write(parts: Parts, folder: str | os.PathLike) -> None:
+    """Write the released layout; ``model_index.json`` comes last, so that a killed run leaves no model behind."""
+    folder = Path(folder)
+    (folder / "model_index.json").unlink(missing_ok=True)
+    weights, texts = layout(parts)
+    for name, tensors in weights.items():
+        files.save_tensors(tensors, folder / name)
+    for path in leftovers(folder, parts):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    files.save_texts(texts, folder)
 
 
 def comfyui_dit(folder: str | os.PathLike) -> dict[str, torch.Tensor]:

@@ -12,57 +12,20 @@ import torch
 from ..connector import DualConnector
 from ..mllm import VisionLimits
 from ..variant import find_variant
-from . import dit_keys, files, vae_keys
-from .parts import Parts
+from . import dit_keys, files, fp8, qwen_keys, vae_keys
+from .lazy import Tensor, load
+from .parts import Parts, Tensors
 
 TOKENIZER, CONFIG = "tokenizer_json", "config_json"
 LIMITS = ("max_pixels_per_frame", "max_object_token")
 
 
-def strip_prefix(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+def strip_prefix(tensors: Tensors) -> Tensors:
     """Without the ``model.diffusion_model.`` or ``diffusion_model.`` that some savers put before DiT names."""
     for prefix in ("model.diffusion_model.", "diffusion_model."):
         if any(name.startswith(prefix) for name in tensors):
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def qwen_config(tensors: Mapping[str, torch.Tensor]) -> dict:
-    """Qwen2.5-VL's config from the shapes of its tensors, with the published head widths (128, vision 80)."""
-    if "model.embed_tokens.weight" not in tensors or "visual.patch_embed.proj.weight" not in tensors:
-        raise ValueError("This is no Qwen2.5-VL file (model.embed_tokens or visual.* is missing); choose another.")
-    vocabulary, hidden = tensors["model.embed_tokens.weight"].shape
-    layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("model.layers."))
-    depth = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("visual.blocks."))
-    vision_hidden = tensors["visual.patch_embed.proj.weight"].shape[0]
-    return {
-        "model_type": "qwen2_5_vl",
-        "text_config": {
-            "model_type": "qwen2_5_vl_text",
-            "vocab_size": vocabulary,
-            "hidden_size": hidden,
-            "intermediate_size": tensors["model.layers.0.mlp.gate_proj.weight"].shape[0],
-            "num_hidden_layers": layers,
-            "num_attention_heads": tensors["model.layers.0.self_attn.q_proj.weight"].shape[0] // 128,
-            "num_key_value_heads": tensors["model.layers.0.self_attn.k_proj.weight"].shape[0] // 128,
-            "max_position_embeddings": 128000,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1000000.0,
-            "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [16, 24, 24]},
-            "tie_word_embeddings": True,
-        },
-        "vision_config": {
-            "model_type": "qwen2_5_vl",
-            "depth": depth,
-            "hidden_size": vision_hidden,
-            "intermediate_size": tensors["visual.blocks.0.mlp.gate_proj.weight"].shape[0],
-            "num_heads": vision_hidden // 80,
-            "out_hidden_size": hidden,
-            "fullatt_block_indexes": list(range(7, depth, 8)),
-            "window_size": 112,
-            "tokens_per_second": 2,
-        },
-    }  # fmt: skip
 
 
 def read(
@@ -71,38 +34,40 @@ def read(
     mllm: str | os.PathLike,
     connector: str | os.PathLike,
     tokenizer: str | os.PathLike | None = None,
+    open_file: files.OpenFile = files.load_tensors,
 ) -> Parts:
-    """All four files.
+    """All four files; weights in scaled float8 become lazy float32.
 
     Args:
         tokenizer: folder or ``tokenizer.json``, for a language model file that carries none.
     """
     for path in (model, vae, mllm, connector):
         files.check_file(path)
-    dit, source, reference, first = dit_keys.split_embedders(strip_prefix(files.load_tensors(model)))
+    weights = fp8.join_scales(strip_prefix(open_file(model)), model)
+    dit, source, reference, first = dit_keys.split_embedders(weights)
     variant = find_variant({name: tensor.shape for name, tensor in dit.items()})
     if not source:
         raise ValueError(
             f"{model} is a plain Wan model without Kiwi-Edit's embedders (vae_condition.*); choose a Kiwi-Edit file."
         )
-    language = files.load_tensors(mllm)
+    language = qwen_keys.published(fp8.join_scales(open_file(mllm), mllm))
     config = language.pop(CONFIG, None)
-    config = _parse(config, mllm) if config is not None else qwen_config(language)
+    config = _parse(load(config), mllm) if config is not None else qwen_keys.qwen_config(language)
     text = language.pop(TOKENIZER, None)
-    language.pop("lm_head.weight", None)
-    tensors = files.load_tensors(connector)
-    limits = {name: int(tensors.pop(name)) for name in LIMITS if name in tensors}
+    tensors = open_file(connector)
+    limits = {name: int(load(tensors.pop(name))) for name in LIMITS if name in tensors}
+    like = dit["patch_embedding.weight"].dtype
     return Parts(
         transformer={dit_keys.to_diffusers(name): tensor for name, tensor in dit.items()},
         transformer_config=variant.transformer_config(),
-        source_embedder=source,
-        ref_embedder=reference,
+        source_embedder={name: _narrow(tensor, like) for name, tensor in source.items()},
+        ref_embedder={name: _narrow(tensor, like) for name, tensor in reference.items()},
         ref_pad_first=first,
-        vae=read_vae(vae),
+        vae=read_vae(vae, open_file),
         mllm=language,
         qwen_config=config,
         connector=tensors,
-        tokenizer=files.tensor_text(text) if text is not None else read_tokenizer(tokenizer, mllm),
+        tokenizer=files.tensor_text(load(text)) if text is not None else read_tokenizer(tokenizer, mllm),
         limits=VisionLimits(tokens_per_second=config["vision_config"].get("tokens_per_second", 2), **limits),
     )
 
@@ -114,9 +79,16 @@ def _parse(config: torch.Tensor, path: str | os.PathLike) -> dict:
         raise ValueError(f"{path} carries damaged settings ({error}); download it again.") from None
 
 
-def read_vae(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+def _narrow(tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """An embedder's tensor in the DiT's dtype if that loses nothing: these files have it in float32."""
+    wide = load(tensor)
+    narrow = wide.to(dtype)
+    return narrow if torch.equal(narrow.to(wide.dtype), wide) else wide
+
+
+def read_vae(path: str | os.PathLike, open_file: files.OpenFile = files.load_tensors) -> dict[str, Tensor]:
     """A Wan VAE file under original names, whichever it has."""
-    tensors = files.load_tensors(path)
+    tensors = open_file(path)
     return tensors if vae_keys.is_original_vae(tensors) else vae_keys.vae_to_original(tensors)
 
 
@@ -130,24 +102,34 @@ def read_tokenizer(tokenizer: str | os.PathLike | None, mllm: str | os.PathLike)
     return path.read_text(encoding="utf-8") if path.is_file() else from_folder(path)
 
 
-def mllm_file(tensors: Mapping[str, torch.Tensor], config: Mapping, tokenizer: str) -> dict[str, torch.Tensor]:
+def mllm_file(tensors: Tensors, config: Mapping, tokenizer: str) -> dict[str, Tensor]:
     """A language model file that stands alone: its config and tokenizer travel as uint8 tensors."""
     return {**tensors, CONFIG: files.text_tensor(json.dumps(config)), TOKENIZER: files.text_tensor(tokenizer)}
 
 
-def connector_file(tensors: Mapping[str, torch.Tensor], limits: VisionLimits) -> dict[str, torch.Tensor]:
+def connector_file(tensors: Tensors, limits: VisionLimits) -> dict[str, Tensor]:
     """A connector file with the limits of what the language model sees."""
     DualConnector.sizes_from(tensors)
     values = (limits.max_pixels_per_frame or 0, limits.max_object_token)
     return {**tensors, **{name: torch.tensor(value) for name, value in zip(LIMITS, values)}}
 
 
-def write(parts: Parts, model, vae, mllm, connector) -> None:
-    """Write the four files. The VAE's own mean and std are not kept: ComfyUI knows the published numbers only."""
+def layout(parts: Parts) -> dict[str, dict[str, Tensor]]:
+    """Tensors of the four files: model, vae, mllm, connector.
+
+    The VAE's own mean and std are not kept: ComfyUI knows the published numbers only.
+    """
     dit = {dit_keys.to_original(name): tensor for name, tensor in parts.transformer.items()}
-    files.save_tensors(
-        dit_keys.join_embedders(dit, parts.source_embedder, parts.ref_embedder, parts.ref_pad_first), model
-    )
-    files.save_tensors(parts.vae, vae)
-    files.save_tensors(mllm_file(parts.mllm, parts.qwen_config, parts.tokenizer), mllm)
-    files.save_tensors(connector_file(parts.connector, parts.limits), connector)
+    return {
+        "model": dit_keys.join_embedders(dit, parts.source_embedder, parts.ref_embedder, parts.ref_pad_first),
+        "vae": dict(parts.vae),
+        "mllm": mllm_file(parts.mllm, parts.qwen_config, parts.tokenizer),
+        "connector": connector_file(parts.connector, parts.limits),
+    }
+
+
+def write(parts: Parts, model, vae, mllm, connector) -> None:
+    """Write the four files."""
+    paths = {"model": model, "vae": vae, "mllm": mllm, "connector": connector}
+    for name, tensors in layout(parts).items():
+        files.save_tensors(tensors, paths[name])

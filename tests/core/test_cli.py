@@ -274,6 +274,35 @@ def test_inspect_prints_the_report(random_model, capsys):
     one_sentence(capsys, "does not exist")
 
 
+def test_download_hands_its_options_on(tmp_path, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr("kiwi_core.checkpoints.download.download", lambda *options: given.append(options) or tmp_path)
+    options = ["--models", str(tmp_path), "--files", "vae/*", "processor/*", "--verify"]
+    assert cli.main(["download", "instruct", *options]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}\n"
+    assert cli.main(["download", "owner/name", "--models", str(tmp_path), "--revision", "v1"]) == 0
+    assert given == [
+        ("instruct", tmp_path, "main", ("vae/*", "processor/*"), True),
+        ("owner/name", tmp_path, "v1", None, False),
+    ]
+    monkeypatch.undo()
+    assert cli.main(["download", "no name", "--models", str(tmp_path)]) == 2
+    one_sentence(capsys, "no model's name")
+
+
+def test_a_stopped_conversion_says_how_to_go_on(random_model, tmp_path, monkeypatch, capsys, caplog):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    arguments = ["convert", str(random_model / "released"), "--to", "comfyui", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr("kiwi_core.checkpoints.streaming.FileLayout.write", stop)
+    assert cli.main(arguments) == 130
+    assert "The same command goes on from here." in caplog.text
+    assert not list(tmp_path.rglob("*.safetensors"))
+    monkeypatch.undo()
+    assert cli.main(arguments) == 0
+
+
 def test_defaults_are_the_models_limits():
     options = inspect.signature(cli.edit).parameters
     assert options["frames"].default == geometry.MAX_FRAMES

@@ -6,6 +6,7 @@ import os
 import shutil
 
 import golden
+import lora_files
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -314,6 +315,36 @@ def test_training_checkpoint_of_the_14b_lora(headed):
     assert "language model LoRA of rank 256 on gate_proj" in report.parts
     assert "DiT LoRA of rank 128 on cross_attn.k" in report.parts
     assert "base Wan DiT" in report.notes[0]
+
+
+@pytest.mark.parametrize("form", lora_files.FORMS.values(), ids=lora_files.FORMS.keys())
+def test_lora_of_every_dialect(random_model, saved, form):
+    weights = load_file(random_model / "comfyui/diffusion_models/kiwi_edit_random.safetensors")
+    modules = [f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("self_attn.q", "ffn.0")]
+    tensors = form.file(lora_files.pairs(weights, modules + ["time_embedding.0"]))
+    report = saved(tensors)
+    dialect = "diffsynth" if form.dialect == "training" else form.dialect  # with the DiT alone they are the same
+    assert report.layout == "LoRA" and not report.missing
+    assert report.parts == ("DiT of rank 4 on ffn.0, self_attn.q, time_embedding.0 (5 in all)",)
+    assert report.notes == (f"{len(tensors)} keys in the {dialect} dialect",)
+    assert report.variant == "custom" and report.dims == {"dim": 256}
+
+
+def test_lora_of_the_14b_with_a_half_missing(headed):
+    name = "base_model.model.blocks.7.attn1.to_q"
+    language = "base_model.model.model.language_model.layers.3.mlp.up_proj"
+    shapes = {f"{name}.lora_A.weight": (128, 5120), f"{name}.lora_B.weight": (5120, 128)}
+    report = headed(shapes | {f"{language}.lora_A.weight": (16, 2048)})
+    assert report.variant == "14B"
+    assert report.parts == (
+        "DiT of rank 128 on self_attn.q (1 in all)", "language model of rank 16 on mlp.up_proj (1 in all)"
+    )  # fmt: skip
+    assert report.missing == ("lora_B of model.layers.3.mlp.up_proj.weight",)
+
+
+def test_lora_of_differences(headed):
+    report = headed({"diffusion_model.blocks.0.modulation.diff": (1, 6, 3072)})
+    assert report.parts == ("DiT on modulation (1 in all)",) and report.variant == ""
 
 
 def test_unknown_file_shows_its_names(saved):

@@ -173,8 +173,8 @@ def test_bfloat16_encoders_are_the_published_ones(bf16_pipe, mode):
 def test_training_schedule_gives_the_published_training_pipelines_latents(pipe, mode, monkeypatch):
     encode = pipe.encode_prompt
 
-    def with_rounded_pixels(prompt, video, reference, rounding):  # that run rounds pixels, but not timesteps
-        return encode(prompt, video, reference, "shipped")
+    def with_rounded_pixels(prompt, video, reference, rounding, *rest):  # that run rounds pixels, but not timesteps
+        return encode(prompt, video, reference, "shipped", *rest)
 
     monkeypatch.setattr(pipe, "encode_prompt", with_rounded_pixels)
     output, _, _ = run(pipe, mode, sigma_min=0.0, rounding="none")

@@ -1,16 +1,11 @@
-"""The command line: ``kiwi-edit edit`` and ``kiwi-edit inspect``.
-
-Results go to stdout, everything else to stderr. Heavy imports wait until the input has been looked at.
-"""
+"""``kiwi-edit edit``: one clip or picture."""
 
 from __future__ import annotations
 
 import logging
 import math
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from .media import Clip
-    from .pipeline import KiwiEditPipeline
+    from ..media import Clip
+    from ..pipeline import KiwiEditPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +34,15 @@ def edit(
     max_pixels: int = 720 * 1280,
     steps: int = 50,
     shift: float = 5.0,
+    guidance: float = 1.0,
+    negative_prompt: str = "",
+    window: int | None = None,
+    window_overlap: int = 16,
+    mllm_view: Literal["clip", "window"] = "clip",
+    mllm_references: Literal["first", "all"] = "first",
+    mask: Path | None = None,
+    feather: int = 8,
+    match_colours: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     seed: int = 0,
     compare: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
@@ -58,6 +62,15 @@ def edit(
         max_pixels: scale frames down to at most this area.
         steps: model evaluations.
         shift: above 1 spends more of the steps at high noise; the model was trained with 5.
+        guidance: above 1 follows the prompt harder, at twice the time; the model was trained for 1.
+        negative_prompt: with guidance, what to push away from; empty asks for no change.
+        window: edit a longer clip (see frames) in windows of so many frames, in the memory of one; 81 as in training.
+        window_overlap: frames that a window shares with the next.
+        mllm_view: what the language model sees: the whole clip, as trained, or the frames of each window.
+        mllm_references: it sees the first reference, as trained, or all.
+        mask: picture or video, white where to edit; the result has the size of the video, and its frames elsewhere.
+        feather: pixels over which the edit fades in from the edge of the mask inwards.
+        match_colours: take back a drift of colours, as far as the edit leaves parts of the video to compare with.
         seed: of the noise; the same seed gives the same result.
         compare: also write OUTPUT_compare, the source beside the result.
         dtype: precision of the weights.
@@ -72,6 +85,10 @@ def edit(
             raise ValueError(f"--{name} is {value}; use at least 1.")
     if not 0 < shift < math.inf:
         raise ValueError(f"--shift is {shift}; use a number above 0 (the model was trained with 5).")
+    if not 0 <= guidance < math.inf:
+        raise ValueError(f"--guidance is {guidance}; use a number from 0 on, 1 for none.")
+    if feather < 0:
+        raise ValueError(f"--feather is {feather}; use 0 or more pixels.")
     if not 0 <= seed < 2**63:
         raise ValueError(f"--seed is {seed}; use a whole number from 0 on, below 2**63.")
     _check_output(output, video)
@@ -80,8 +97,10 @@ def edit(
         outputs.append(output.with_stem(f"{output.stem}_compare"))
         _check_output(outputs[1], video)
 
-    from . import geometry, media
+    from .. import geometry, masks, media, windows
 
+    if window is not None:
+        windows.latent_sizes(window, window_overlap)
     where = _device(device, offload)
     _check_model(model, with_reference=bool(reference))
     pictures = [media.load_image(path) for path in reference]
@@ -93,6 +112,7 @@ def edit(
         raise ValueError(
             f"{output.name} holds one picture, but {video} has more frames; name an .mp4, or use --frames 1."
         )
+    editable = masks.fit(masks.as_mask(mask), len(source)) if mask is not None else None
     if len(clip.frames) > frames:
         logger.warning("%s is longer than %d frames; the rest is left out (--frames).", video, frames)
 
@@ -110,46 +130,26 @@ def edit(
         num_frames=len(source),
         num_inference_steps=steps,
         shift=shift,
+        guidance_scale=guidance,
+        negative_prompt=negative_prompt,
+        window_frames=window,
+        window_overlap=window_overlap,
+        mllm_view=mllm_view,
+        mllm_references=mllm_references,
+        mask=editable,
+        mask_feather=None,  # it fades in at the size of the source
+        match_colours=match_colours,
         generator=torch.Generator("cpu").manual_seed(seed),
         rounding=rounding,
     ).frames
+    if editable is not None:
+        result = masks.composite(geometry.resize_frames(result, *source.shape[1:3]), source, editable, feather)
     _save(output, result, clip)
     if compare:
         _save(outputs[1], media.side_by_side(source, result), clip)
+    height, width = result.shape[1:3]
     logger.info("%d frames of %dx%d in %.1f s.", len(result), width, height, time.monotonic() - start)
     print(*outputs, sep="\n")
-
-
-def inspect(path: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Say what a checkpoint is: layout, variant, precision, and what is missing.
-
-    Args:
-        path: a safetensors file or a model folder.
-    """
-    from .checkpoints.inspect import inspect
-
-    print(inspect(path))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
-    logging.basicConfig(format="kiwi-edit: %(message)s")
-    logging.getLogger("kiwi_core").setLevel(logging.INFO)
-    about = "Edit videos by instruction and by reference picture."
-    try:
-        commands = {"edit": edit, "inspect": inspect}
-        tyro.extras.subcommand_cli_from_dict(commands, prog="kiwi-edit", description=about, args=argv)
-    except MemoryError as error:
-        advice = "here: --offload, or smaller --frames or --max-pixels."
-        print(f"kiwi-edit: {str(error).rstrip('.')}; {advice}", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"kiwi-edit: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("kiwi-edit: stopped.", file=sys.stderr)
-        return 130
-    return 0
 
 
 def _check_output(path: Path, video: Path) -> None:
@@ -183,12 +183,12 @@ def _device(name: str, offload: str) -> str:
 
 def _check_model(model: str, with_reference: bool) -> None:
     """Refuse a folder that is not whole, by its headers alone; a name on the hub cannot be looked into."""
-    from .checkpoints import hub
+    from ..checkpoints import hub
 
     if hub.is_name(model):
         return
-    from .checkpoints.inspect import inspect
-    from .checkpoints.released import check
+    from ..checkpoints.inspect import inspect
+    from ..checkpoints.released import check
 
     folder = check(model)
     if missing := inspect(folder).missing:
@@ -200,7 +200,7 @@ def _check_model(model: str, with_reference: bool) -> None:
 def _load(model: str, dtype: torch.dtype, device: str, offload: str) -> KiwiEditPipeline:
     import torch
 
-    from .pipeline import KiwiEditPipeline
+    from ..pipeline import KiwiEditPipeline
 
     logger.info("Loading %s.", model)
     pipe = KiwiEditPipeline.from_pretrained(model, dtype)
@@ -220,7 +220,7 @@ def _load(model: str, dtype: torch.dtype, device: str, offload: str) -> KiwiEdit
 def _save(path: Path, frames: np.ndarray, clip: Clip) -> None:
     import av
 
-    from . import media
+    from .. import media
 
     try:
         media.save_video(path, frames, clip.frame_rate, audio_from=clip.path)

@@ -1,0 +1,113 @@
+"""Where to edit: a mask for the latents that are sampled, and the edit put back into the untouched source.
+
+A mask is bool ``[1 or T, H, W]`` of any size, true where the edit may show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import media
+
+GROW, FEATHER = 8, 8
+
+
+def as_mask(mask) -> torch.Tensor:
+    """A mask from a path, PIL images or an array; white (half of full or more) is edited.
+
+    Arrays: bool, uint8 or float 0..1, ``[H, W]`` or ``[T, H, W]``, or uint8 with three channels at the end.
+    """
+    if isinstance(mask, torch.Tensor):
+        mask = mask.cpu().numpy()
+    if not isinstance(mask, np.ndarray) or (mask.dtype == np.uint8 and mask.ndim > 2 and mask.shape[-1] in (3, 4)):
+        mask = media.as_frames(mask).mean(axis=-1, dtype=np.float32) / 255
+    elif mask.dtype == np.uint8:
+        mask = mask / np.float32(255)
+    if mask.ndim not in (2, 3) or 0 in mask.shape:
+        raise ValueError(f"The mask has shape {list(mask.shape)}; give [H, W] or [T, H, W].")
+    mask = mask[None] if mask.ndim == 2 else mask
+    return torch.from_numpy(np.ascontiguousarray(mask if mask.dtype == bool else mask >= 0.5))
+
+
+def fit(mask: torch.Tensor, num_frames: int, spare: int = 0) -> torch.Tensor:
+    """A mask cut to the clip; as many as ``spare`` missing frames repeat the last one.
+
+    Raises ValueError where it has more than one frame but fewer than the clip, or is empty.
+    """
+    if 1 < len(mask) < num_frames - spare:
+        raise ValueError(
+            f"The mask has {len(mask)} frames and the clip {num_frames}; give one for all frames, or one for each."
+        )
+    mask = mask[:num_frames]
+    if not mask.any():
+        raise ValueError("The mask is empty, so nothing would be edited; mark in white what is to change.")
+    if 1 < len(mask) < num_frames:
+        mask = torch.cat([mask, mask[-1:].expand(num_frames - len(mask), -1, -1)])
+    return mask
+
+
+def latent_mask(mask: torch.Tensor, num_frames: int, height: int, width: int, grow: int = GROW) -> torch.Tensor:
+    """The mask of latents: a cell is edited where any masked pixel of any of its frames falls into it.
+
+    Args:
+        mask: see :func:`fit`, for a clip of 4k + 1 frames or fewer. num_frames, height, width: of the latents.
+        grow: pixels of the mask by which it is widened before.
+
+    Returns:
+        bool ``[1, 1, num_frames, height, width]``.
+    """
+    cells = torch.stack([_cells(frame, height, width, grow) for frame in mask])
+    if len(cells) == 1:
+        return cells.expand(num_frames, -1, -1)[None, None]
+    cells = fit(cells, 4 * num_frames - 3, spare=3)
+    groups = cells[1:].unflatten(0, (num_frames - 1, 4)).any(dim=1) if num_frames > 1 else cells[1:]
+    return torch.cat([cells[:1], groups])[None, None]
+
+
+def _cells(frame: torch.Tensor, height: int, width: int, grow: int) -> torch.Tensor:
+    pixels = frame[None, None].float()
+    if grow:
+        pixels = F.max_pool2d(pixels, (2 * grow + 1, 1), stride=1, padding=(grow, 0))
+        pixels = F.max_pool2d(pixels, (1, 2 * grow + 1), stride=1, padding=(0, grow))
+    return F.adaptive_max_pool2d(pixels, (height, width))[0, 0] > 0
+
+
+def alphas(mask: torch.Tensor, num_frames: int, height: int, width: int, feather: int) -> Iterator[torch.Tensor]:
+    """How much of the edit shows, for each frame: float32 ``[height, width]``.
+
+    Exactly 0 outside the mask; inside it rises over ``feather`` pixels from its edge to 1. The edge of the frame is
+    none of the mask's.
+    """
+    for index in range(num_frames):
+        if index < len(mask):
+            alpha = _alpha(mask[index], height, width, feather)
+        yield alpha
+
+
+def _alpha(frame: torch.Tensor, height: int, width: int, feather: int) -> torch.Tensor:
+    inside = frame[None, None].float()
+    if frame.shape != (height, width):
+        inside = (F.interpolate(inside, (height, width), mode="bilinear") >= 0.5).float()
+    depth = inside.clone()
+    for _ in range(feather):
+        inside = -F.max_pool2d(-inside, 3, stride=1, padding=1)
+        depth += inside
+    return depth[0, 0] / (feather + 1)
+
+
+def composite(edited: np.ndarray, source: np.ndarray, mask: torch.Tensor, feather: int = FEATHER) -> np.ndarray:
+    """The edit inside the mask, the source's own bytes outside of it.
+
+    ``edited``, ``source``: uint8 ``[T, H, W, 3]`` of one size and length; ``feather`` in pixels of theirs.
+    """
+    result = source.copy()
+    for target, frame, alpha in zip(result, edited, alphas(mask, *source.shape[:3], feather)):
+        alpha = alpha.numpy()
+        inside = alpha > 0
+        before, share = target[inside].astype(np.float32), alpha[inside, None]
+        target[inside] = np.rint(before + share * (frame[inside] - before)).astype(np.uint8)
+    return result
