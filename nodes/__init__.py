@@ -2,7 +2,23 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import encode, loaders, sampling, video
+from . import (
+    batch,
+    colour,
+    edit,
+    encode,
+    loaders,
+    lora,
+    mask,
+    memory,
+    preview,
+    prompt,
+    reference,
+    sampling,
+    speed,
+    vae,
+    video,
+)
 
 
 class KiwiEditExtension(ComfyExtension):
@@ -11,7 +27,18 @@ class KiwiEditExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             *loaders.NODES,
+            *lora.NODES,
+            *prompt.NODES,
             *encode.NODES,
+            *reference.NODES,
+            *mask.NODES,
             *sampling.NODES,
+            *speed.NODES,
+            *colour.NODES,
+            *vae.NODES,
             *video.NODES,
+            *edit.NODES,
+            *batch.NODES,
+            *memory.NODES,
+            *preview.NODES,
         ]

@@ -21,6 +21,8 @@ from ..kiwi_core.checkpoints import dit_keys
 # What our nodes put into a conditioning: one raw VAE latent; a list of raw VAE latents, one a reference.
 SOURCE = "kiwi_source_latent"
 REFERENCES = "kiwi_reference_latents"
+# A list of (centre in the clip, 0..1; context): of parts of the clip, for context windows.
+WINDOW_CONTEXTS = "kiwi_window_contexts"
 # transformer_options: "shipped" (default) or "none", see kiwi_core.schedule.round_timestep.
 ROUNDING = "kiwi_rounding"
 
@@ -142,8 +144,28 @@ class KiwiWanModel(comfy.ldm.wan.model.WanModel):
         return conditioning.join_reference(video, reference, self.reference_first), video.shape[2:]
 
 
+class WindowContexts(comfy.conds.CONDRegular):
+    """The context of the whole clip, and those of its parts for context windows."""
+
+    def __init__(self, cond, contexts):
+        super().__init__(cond)
+        self.contexts = contexts
+
+    def _copy_with(self, cond):
+        return type(self)(cond, self.contexts)
+
+    def nearest(self, centre: float) -> comfy.conds.CONDRegular:
+        """The context of the part whose centre is nearest to ``centre``."""
+        return comfy.conds.CONDRegular(min(self.contexts, key=lambda part: abs(part[0] - centre))[1])
+
+
 class KiwiWan(comfy.model_base.WAN21):
-    """Turns a conditioning into what :class:`KiwiWanModel` takes, and refuses what does not fit."""
+    """Turns a conditioning into what :class:`KiwiWanModel` takes, and refuses what does not fit.
+
+    It serves Wan 2.2's 48 channels too. ComfyUI's own class for these shows the model what a noise mask keeps as clean,
+    at a timestep a frame that is the mask's mean. Kiwi-Edit was trained with one timestep for a clip, so here what is
+    kept gets the noise of the step, as with Wan 2.1.
+    """
 
     def __init__(self, model_config, model_type=comfy.model_base.ModelType.FLOW, device=None):
         super(comfy.model_base.WAN21, self).__init__(
@@ -171,6 +193,8 @@ class KiwiWan(comfy.model_base.WAN21):
                     "prepare both from the same clip."
                 )
             out["source_latents"] = comfy.conds.CONDNoiseShape(self.process_latent_in(source))
+        if contexts := kwargs.get(WINDOW_CONTEXTS):
+            out["c_crossattn"] = WindowContexts(context, contexts)
         if references:
             if dit.ref_vae_condition is None:
                 raise ValueError(
@@ -199,11 +223,11 @@ class KiwiWan(comfy.model_base.WAN21):
     def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, **kwargs):
         if cond_key == "reference_latents":  # whole in every window, also when there are as many as frames
             return cond_value
+        if cond_key == "c_crossattn":  # never cut, whatever its size
+            frames = window.index_list
+            centre = (frames[len(frames) // 2] + 0.5) / x_in.shape[window.dim]
+            return cond_value.nearest(centre) if isinstance(cond_value, WindowContexts) else cond_value
         return super().resize_cond_for_context_window(cond_key, cond_value, window, x_in, device, **kwargs)
-
-
-class KiwiWan22(KiwiWan, comfy.model_base.WAN22):
-    """With Wan 2.2's noise masks: a timestep a frame."""
 
 
 def _size(latent: torch.Tensor) -> str:
@@ -214,7 +238,6 @@ def _size(latent: torch.Tensor) -> str:
 class _KiwiConfig:
     """What both supported-model classes share."""
 
-    model_class: type[KiwiWan]
     required_keys = {SOURCE_KEY: None}
     sampling_settings = {"shift": 5.0}
 
@@ -230,20 +253,24 @@ class _KiwiConfig:
         parts = dit_keys.split_embedders({name.removeprefix(prefix): state_dict[name] for name in names})
         _, _, reference, reference_first = parts
         self.unet_config.update(has_reference=bool(reference), reference_first=reference_first)
-        return self.model_class(self, device=device)
+        return KiwiWan(self, device=device)
 
     def process_unet_state_dict(self, state_dict):
-        kept = {name: tensor for name, tensor in state_dict.items() if not name.startswith("text_embedding.")}
+        kept = {
+            name: dit_keys.with_time_axis(tensor)
+            for name, tensor in state_dict.items()
+            if not name.startswith("text_embedding.")
+        }
         kept.setdefault(dit_keys.REFERENCE_FIRST, torch.zeros(1, dtype=torch.uint8))
         return super().process_unet_state_dict(kept)
 
 
 class KiwiEdit21(_KiwiConfig, comfy.supported_models.WAN21_T2V):
-    model_class = KiwiWan
+    pass
 
 
 class KiwiEdit22(_KiwiConfig, comfy.supported_models.WAN22_T2V):
-    model_class = KiwiWan22
+    pass
 
 
 def register() -> None:

@@ -1,17 +1,120 @@
 """What steers the edit: the instruction, the source video and reference pictures."""
 
+import logging
+
+import comfy.model_management
+import comfy.utils
 import node_helpers
 import numpy as np
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 
-from ..kiwi_core import geometry
-from ..kiwi_core.mllm import sample_frames
+from ..kiwi_core import geometry, windows
+from ..kiwi_core.mllm import SHOWN_REFERENCES, sample_frames, shown_references
+from .dit import REFERENCES, SOURCE, WINDOW_CONTEXTS
 from .images import from_uint8, to_uint8
 from .loaders import KiwiConnector, KiwiMLLM
 from .mllm import encode
+from .vae import encode as encode_frames
 
 CATEGORY = "model/conditioning/kiwi-edit"
+MAX_REFERENCES = 8
+MIN_WINDOW = 5
+# In a conditioning, beside what dit.py reads: how many frames the windows were cut from, and how many pictures the
+# language model saw.
+WINDOW_FRAMES, SHOWN = "kiwi_window_frames", "kiwi_mllm_references"
+
+logger = logging.getLogger(__name__)
+
+
+def reference_inputs(tooltip: str, optional: bool = True) -> list:
+    """The first reference picture and, to stand last, the growing input of all others."""
+    further = io.Autogrow.TemplateNames(
+        io.Image.Input("reference"), names=[f"reference_{number}" for number in range(2, MAX_REFERENCES + 1)], min=0
+    )
+    return [
+        io.Image.Input("reference", optional=optional, tooltip=tooltip),
+        io.Autogrow.Input("references", template=further, optional=True, tooltip="Further pictures, of any size."),
+    ]
+
+
+def reference_pictures(reference, references: dict | None) -> list[np.ndarray]:
+    """The pictures uint8 ``[H, W, 3]`` of both inputs in order; a batch is as many pictures."""
+    images = [reference, *(references or {}).values()]
+    return [picture for image in images if image is not None for picture in to_uint8(image)]
+
+
+def mllm_references_input():
+    return io.Combo.Input(
+        "mllm_references", options=list(SHOWN_REFERENCES), default="first", optional=True, advanced=True,
+        tooltip="Of several reference pictures, the language model was trained to see one.",
+    )  # fmt: skip
+
+
+def _window_problem(window_frames: int | None) -> str | None:
+    if window_frames and window_frames < MIN_WINDOW:
+        return f"window_frames is {window_frames}; use at least {MIN_WINDOW}, or 0 for the clip as a whole."
+    return None
+
+
+def encode_edit(mllm, connector, prompt, source, pictures, mllm_references="first", window_frames=0, allow_empty=False):
+    """CONDITIONING of an instruction on a clip (IMAGE) with reference pictures (uint8 ``[H, W, 3]``)."""
+    if problem := _window_problem(window_frames):
+        raise ValueError(problem)
+    shown = shown_references(pictures, mllm_references)
+    spans = windows.split(len(source), window_frames, window_frames // 2) if window_frames else []
+    spans = spans if len(spans) > 1 else []
+    progress, contexts = comfy.utils.ProgressBar(1 + len(spans)), []
+    for span in (range(len(source)), *spans):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        # All that is looked at, before copies are made.
+        frames = to_uint8(sample_frames(source[span.start : span.stop]))
+        contexts.append(encode(mllm, connector, prompt, frames, shown, allow_empty=allow_empty))
+        progress.update(1)
+    whole, *parts = contexts
+    values = {SHOWN: len(shown)}
+    if spans:
+        centres = ((span.start + span.stop) / 2 / len(source) for span in spans)
+        values |= {WINDOW_CONTEXTS: list(zip(centres, parts)), WINDOW_FRAMES: len(source)}
+    return [[whole, values]]
+
+
+def encode_references(vae, pictures, latent) -> list:
+    """A latent for each picture, fitted into the frame of a LATENT's samples."""
+    factor = vae.spacial_compression_decode()
+    height, width = (side * factor for side in latent["samples"].shape[-2:])
+    boxed = (np.array(geometry.letterbox(Image.fromarray(picture), height, width)) for picture in pictures)
+    return [encode_frames(vae, from_uint8(picture[None])) for picture in boxed]
+
+
+def warn_of_lost_references(conditioning) -> None:
+    """Log a sentence where the language model saw a reference picture that the video model does not get."""
+    for _, values in conditioning:
+        if values.get(SHOWN) and not values.get(REFERENCES):
+            logger.warning(
+                "The language model saw a reference picture but the video model gets none; "
+                "connect it to Reference Image (Kiwi-Edit) as well."
+            )
+
+
+def _fit_windows(conditioning, count: int):
+    """Where the windows lie in the ``count`` frames to edit, which may be fewer than the language model saw."""
+    fitted = []
+    for context, values in conditioning:
+        if WINDOW_CONTEXTS in values:
+            scale = values[WINDOW_FRAMES] / count
+            kept = [(centre * scale, part) for centre, part in values[WINDOW_CONTEXTS] if centre * scale < 1]
+            values = {**values, WINDOW_CONTEXTS: kept or values[WINDOW_CONTEXTS][:1], WINDOW_FRAMES: count}
+        fitted.append([context, values])
+    return fitted
+
+
+def _set(conditioning, values: dict, append: bool = False):
+    """A negative that is not connected stops only what would use it, with a sentence."""
+    if conditioning is None:
+        return ExecutionBlocker("There is no negative here; connect Encode Negative (Kiwi-Edit) to the negative input.")
+    return node_helpers.conditioning_set_values(conditioning, values, append=append)
 
 
 class KiwiEditEncodeInstruction(io.ComfyNode):
@@ -19,6 +122,9 @@ class KiwiEditEncodeInstruction(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
+        reference, references = reference_inputs(
+            "A picture of what is to appear. Connect it to Reference Image as well."
+        )
         return io.Schema(
             node_id="KiwiEditEncodeInstruction",
             display_name="Encode Instruction (Kiwi-Edit)",
@@ -34,25 +140,65 @@ class KiwiEditEncodeInstruction(io.ComfyNode):
                     tooltip="An instruction in a sentence, such as: Replace the dog with a red panda.",
                 ),
                 io.Image.Input("source", tooltip="The clip at its own size, or a single picture."),
-                io.Image.Input(
-                    "reference", optional=True,
-                    tooltip="A picture of what is to appear. Connect it to Reference Image as well.",
+                reference,
+                mllm_references_input(),
+                io.Int.Input(
+                    "window_frames", default=0, min=0, max=100000, optional=True, advanced=True,
+                    tooltip="For long clips in context windows: the instruction is also encoded for each window of so "
+                    "many frames, with half of them shared. 0 encodes the clip as a whole.",
                 ),
+                references,
             ],
             outputs=[io.Conditioning.Output()],
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, prompt=None):
+    def validate_inputs(cls, prompt=None, window_frames=None, references=None):  # the growing input is always given
         if prompt is not None and not prompt.strip():
             return "The instruction is empty; say in a sentence what to change."
-        return True
+        return _window_problem(window_frames) or True
 
     @classmethod
-    def execute(cls, mllm, connector, prompt, source, reference=None) -> io.NodeOutput:
-        picture = to_uint8(reference[:1])[0] if reference is not None else None
-        frames = to_uint8(sample_frames(source))  # all that is looked at, before copies are made
-        return io.NodeOutput([[encode(mllm, connector, prompt, frames, picture), {}]])
+    def execute(
+        cls, mllm, connector, prompt, source, reference=None, mllm_references="first", window_frames=0, references=None
+    ) -> io.NodeOutput:
+        pictures = reference_pictures(reference, references)
+        return io.NodeOutput(encode_edit(mllm, connector, prompt, source, pictures, mllm_references, window_frames))
+
+
+class KiwiEditEncodeNegative(io.ComfyNode):
+    """The other side of guidance: the same clip without an instruction."""
+
+    @classmethod
+    def define_schema(cls):
+        reference, references = reference_inputs("The picture that Encode Instruction gets, if there is one.")
+        return io.Schema(
+            node_id="KiwiEditEncodeNegative",
+            display_name="Encode Negative (Kiwi-Edit)",
+            category=CATEGORY,
+            description="The negative for guidance (cfg above 1): an empty instruction on the same clip. Guidance "
+            "pushes the edit away from it, towards the instruction, for twice the time.",
+            search_aliases=["kiwi negative", "cfg", "guidance", "unconditional"],
+            inputs=[
+                KiwiMLLM.Input("mllm"),
+                KiwiConnector.Input("connector"),
+                io.String.Input(
+                    "prompt", multiline=True, dynamic_prompts=True, default="", tooltip="Left empty in most cases."
+                ),
+                io.Image.Input("source", tooltip="The clip at its own size, or a single picture."),
+                reference,
+                mllm_references_input(),
+                references,
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, mllm, connector, prompt, source, reference=None, mllm_references="first", references=None
+    ) -> io.NodeOutput:
+        pictures = reference_pictures(reference, references)
+        return io.NodeOutput(encode_edit(mllm, connector, prompt, source, pictures, mllm_references, allow_empty=True))
 
 
 class KiwiEditSourceVideo(io.ComfyNode):
@@ -70,17 +216,19 @@ class KiwiEditSourceVideo(io.ComfyNode):
                 io.Conditioning.Input("conditioning"),
                 io.Vae.Input("vae"),
                 io.Image.Input("frames", tooltip="From Prepare Video: 4k+1 frames, sides that the model takes."),
+                io.Conditioning.Input("negative", optional=True, tooltip="For guidance: from Encode Negative."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning"),
                 io.Latent.Output(
                     display_name="latent", tooltip="The encoded source: start of sampling when denoise is below 1."
                 ),
+                io.Conditioning.Output(display_name="negative"),
             ],
         )
 
     @classmethod
-    def execute(cls, conditioning, vae, frames) -> io.NodeOutput:
+    def execute(cls, conditioning, vae, frames, negative=None) -> io.NodeOutput:
         count, height, width = frames.shape[:3]
         multiple = 2 * vae.spacial_compression_decode()
         if count != geometry.padded_frame_count(count):
@@ -90,9 +238,10 @@ class KiwiEditSourceVideo(io.ComfyNode):
                 f"Frames of {width}x{height} were given and the model takes multiples of {multiple}; "
                 "connect Prepare Video (Kiwi-Edit)."
             )
-        latent = vae.encode(frames[..., :3])
-        values = {"kiwi_source_latent": latent}
-        return io.NodeOutput(node_helpers.conditioning_set_values(conditioning, values), {"samples": latent})
+        latent = encode_frames(vae, frames[..., :3])
+        values = {SOURCE: latent}
+        conditioning = _set(_fit_windows(conditioning, count), values)
+        return io.NodeOutput(conditioning, {"samples": latent}, _set(negative, values))
 
 
 class KiwiEditReferenceImage(io.ComfyNode):
@@ -100,6 +249,9 @@ class KiwiEditReferenceImage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
+        reference, references = reference_inputs(
+            "A picture of what is to appear. Connect it to Encode Instruction as well.", optional=False
+        )
         return io.Schema(
             node_id="KiwiEditReferenceImage",
             display_name="Reference Image (Kiwi-Edit)",
@@ -111,20 +263,22 @@ class KiwiEditReferenceImage(io.ComfyNode):
                 io.Conditioning.Input("conditioning"),
                 io.Vae.Input("vae"),
                 io.Latent.Input("latent", tooltip="From Source Video: gives the size."),
-                io.Image.Input("reference"),
+                reference,
+                io.Conditioning.Input("negative", optional=True, tooltip="For guidance: from Source Video."),
+                references,
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(), io.Conditioning.Output(display_name="negative")],
         )
 
     @classmethod
-    def execute(cls, conditioning, vae, latent, reference) -> io.NodeOutput:
-        factor = vae.spacial_compression_decode()
-        height, width = (side * factor for side in latent["samples"].shape[-2:])
-        pictures = [np.asarray(geometry.letterbox(Image.fromarray(p), height, width)) for p in to_uint8(reference)]
-        latents = [vae.encode(from_uint8(picture[None])) for picture in pictures]
-        return io.NodeOutput(
-            node_helpers.conditioning_set_values(conditioning, {"kiwi_reference_latents": latents}, append=True)
-        )
+    def execute(cls, conditioning, vae, latent, reference, negative=None, references=None) -> io.NodeOutput:
+        if any(values.get(SHOWN) == 0 for _, values in conditioning):
+            logger.warning(
+                "The video model gets a reference picture that the language model did not see; "
+                "connect it to Encode Instruction (Kiwi-Edit) as well."
+            )
+        values = {REFERENCES: encode_references(vae, reference_pictures(reference, references), latent)}
+        return io.NodeOutput(_set(conditioning, values, append=True), _set(negative, values, append=True))
 
 
-NODES = [KiwiEditEncodeInstruction, KiwiEditSourceVideo, KiwiEditReferenceImage]
+NODES = [KiwiEditEncodeInstruction, KiwiEditEncodeNegative, KiwiEditSourceVideo, KiwiEditReferenceImage]

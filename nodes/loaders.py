@@ -18,7 +18,7 @@ CATEGORY = "model/loaders/kiwi-edit"
 DTYPES = {"default": None, "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
-def _folders() -> dict[str, Path]:
+def folders() -> dict[str, Path]:
     """Released folders by the name that the loaders show, with a slash at its end."""
     found = {}
     for root in folder_paths.get_folder_paths("diffusers"):
@@ -31,11 +31,11 @@ def _folders() -> dict[str, Path]:
 
 def _folder(name: str) -> Path | None:
     """The released folder of that name, whole; None if it is the name of a file."""
-    return released.check(_folders()[name]) if name in _folders() else None
+    return released.check(folders()[name]) if name in folders() else None
 
 
 def _choice(name: str, kind: str, tooltip: str):
-    return io.Combo.Input(name, options=[*folder_paths.get_filename_list(kind), *_folders()], tooltip=tooltip)
+    return io.Combo.Input(name, options=[*folder_paths.get_filename_list(kind), *folders()], tooltip=tooltip)
 
 
 def _read_file(kind: str, name: str) -> tuple[dict[str, torch.Tensor], dict]:

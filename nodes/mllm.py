@@ -7,7 +7,7 @@ Loading, offloading, dtypes and quantised files are ComfyUI's. What the model is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,12 +22,12 @@ from comfy.text_encoders import llama, qwen_vl
 from tokenizers import Tokenizer
 
 from ..kiwi_core import mllm
+from ..kiwi_core.checkpoints import qwen_keys
 from ..kiwi_core.checkpoints.files import tensor_text
 from ..kiwi_core.checkpoints.single_files import CONFIG, LIMITS, TOKENIZER
 from ..kiwi_core.connector import DualConnector
 
 _INCOMPLETE = "The language model file is incomplete ({}); download it again."
-_PREFIXES = (("model.language_model.", "model."), ("language_model.", "model."), ("model.visual.", "visual."))
 
 
 class VisionTower(qwen_vl.Qwen2VLVisionTransformer):
@@ -68,6 +68,8 @@ class QwenVL(torch.nn.Module):
         full_attention = vision.pop("fullatt_block_indexes")
         self.visual = VisionTower(**vision, **factory)
         self.visual.fullatt_block_indexes = full_attention
+        for layer in (*self.model.layers, *self.visual.blocks):
+            layer.register_forward_pre_hook(_stop_if_cancelled)
 
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         return self.model.embed_tokens(ids, out_dtype=torch.float32)
@@ -85,6 +87,10 @@ class QwenVL(torch.nn.Module):
         text = tokens * (8 * config.hidden_size + 3 * config.intermediate_size) + 2 * tokens**2
         mlp = visual.blocks[0].mlp.gate_proj.out_features
         return 4 * max(text, patches * (8 * visual.hidden_size + 3 * mlp))
+
+
+def _stop_if_cancelled(*_) -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 @dataclass
@@ -130,8 +136,9 @@ def encode(
     connector: KiwiConnector,
     prompt: str,
     frames: np.ndarray,
-    reference: np.ndarray | None = None,
+    reference: np.ndarray | Sequence[np.ndarray] | None = None,
     rounding: str = "shipped",
+    allow_empty: bool = False,
 ) -> torch.Tensor:
     """Context ``[1, N, dit_dim]`` of one edit; arguments as in :func:`kiwi_core.mllm.build_inputs`.
 
@@ -144,7 +151,9 @@ def encode(
             f"{model.hidden_size} wide; load the two that were published together."
         )
     limits = mllm.VisionLimits(**connector.limits, tokens_per_second=model.tokens_per_second)
-    inputs = mllm.build_inputs(model.tokenizer, prompt, frames, reference, dual.num_queries, limits, rounding)
+    inputs = mllm.build_inputs(
+        model.tokenizer, prompt, frames, reference, dual.num_queries, limits, rounding, allow_empty
+    )
     return model.encode(inputs, connector)
 
 
@@ -160,13 +169,10 @@ def load_mllm(state_dict: Mapping[str, torch.Tensor], metadata: Mapping[str, str
         ValueError: another model, or tensors missing.
     """
     texts = {name: tensor_text(state_dict[name]) for name in (CONFIG, TOKENIZER) if name in state_dict}
-    weights = dict(map(_published, state_dict.items()))
-    for name in ("model.layers.0.self_attn.q_proj.weight", "visual.patch_embed.proj.weight"):
-        if name not in weights:
-            raise ValueError(
-                f"This is not the language model of Kiwi-Edit ({name} is missing); load a Qwen2.5-VL file."
-            )
-    text, vision, tokens_per_second = _config(weights, json.loads(texts.get(CONFIG, "{}")))
+    weights = qwen_keys.published(state_dict)
+    config = qwen_keys.qwen_config(weights, json.loads(texts.get(CONFIG, "{}")))
+    if "model.norm.weight" not in weights:
+        raise ValueError(_INCOMPLETE.format("model.norm.weight is missing"))
     tokenizer = mllm.load_tokenizer(texts[TOKENIZER]) if TOKENIZER in texts else _bundled_tokenizer()
 
     # As ComfyUI loads a text encoder: weights stay in the file's dtype and are cast to float32 activations.
@@ -177,12 +183,12 @@ def load_mllm(state_dict: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     if quantised is not None:
         operations = comfy.ops.mixed_precision_ops(quantised, dtype, full_precision_mm=True)
     offload_device = comfy.model_management.text_encoder_offload_device()
-    model = QwenVL(text, vision, dtype=dtype, device=offload_device, ops=operations)
+    model = QwenVL(*_arguments(config), dtype=dtype, device=offload_device, ops=operations)
     patcher = _patcher(model, dtype)
     missing, _ = model.load_state_dict(weights, strict=False, assign=patcher.is_dynamic())
     if missing:
         raise ValueError(_INCOMPLETE.format(f"{missing[0]} and {len(missing) - 1} more are missing"))
-    return KiwiMLLM(patcher, tokenizer, tokens_per_second)
+    return KiwiMLLM(patcher, tokenizer, config["vision_config"]["tokens_per_second"])
 
 
 def load_connector(state_dict: Mapping[str, torch.Tensor]) -> KiwiConnector:
@@ -222,53 +228,17 @@ def _patcher(model: torch.nn.Module, dtype: torch.dtype) -> comfy.model_patcher.
     return patcher
 
 
-def _published(item: tuple[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
-    """The tensor under its released name; newer transformers nest the two halves otherwise."""
-    name, tensor = item
-    for prefix, published in _PREFIXES:
-        if name.startswith(prefix):
-            return published + name.removeprefix(prefix), tensor
-    return item
-
-
-def _config(weights: Mapping[str, torch.Tensor], config: Mapping) -> tuple[llama.Qwen25_3BConfig, dict, int]:
-    """Sizes of both halves and ``tokens_per_second``: from shapes, else the config, else Qwen2.5-VL's own."""
-
-    def size(name: str) -> int:
-        if name not in weights:
-            raise ValueError(_INCOMPLETE.format(f"{name} is missing"))
-        return weights[name].shape[0]
-
-    def count(prefix: str) -> int:
-        return 1 + max(int(name.split(".")[2]) for name in weights if name.startswith(prefix))
-
-    said, seen = config.get("text_config", config), config.get("vision_config", {})
-    rope = said.get("rope_scaling") or said.get("rope_parameters") or {}
-    layer, hidden, width = "model.layers.0.", size("model.norm.weight"), size("visual.blocks.0.norm1.weight")
-    heads = said.get("num_attention_heads")
-    head_dim = said.get("head_dim") or (hidden // heads if heads else 128)
-    text = llama.Qwen25_3BConfig(
-        vocab_size=size("model.embed_tokens.weight"),
-        hidden_size=hidden,
-        intermediate_size=size(f"{layer}mlp.gate_proj.weight"),
-        num_hidden_layers=count("model.layers."),
-        num_attention_heads=size(f"{layer}self_attn.q_proj.weight") // head_dim,
-        num_key_value_heads=size(f"{layer}self_attn.k_proj.weight") // head_dim,
-        rms_norm_eps=said.get("rms_norm_eps", 1e-6),
-        rope_theta=said.get("rope_theta") or rope.get("rope_theta") or 1e6,
-    )
-    text.head_dim, text.rope_dims = head_dim, rope.get("mrope_section", [16, 24, 24])
-    depth = count("visual.blocks.")
-    vision = {
-        "hidden_size": width,
-        "output_hidden_size": size("visual.merger.mlp.2.weight"),
-        "intermediate_size": size("visual.blocks.0.mlp.gate_proj.weight"),
-        "num_heads": seen.get("num_heads") or width // 80,
-        "num_layers": depth,
-        "window_size": seen.get("window_size", 112),
-        "fullatt_block_indexes": seen.get("fullatt_block_indexes", list(range(7, depth, 8))),
-    }
-    return text, vision, seen.get("tokens_per_second", 2)
+def _arguments(config: Mapping) -> tuple[llama.Qwen25_3BConfig, dict]:
+    """Qwen's config as ComfyUI's two classes take it."""
+    said, seen = config["text_config"], config["vision_config"]
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "rms_norm_eps", "rope_theta")  # fmt: skip
+    text = llama.Qwen25_3BConfig(**{name: said[name] for name in names})
+    text.head_dim = said["hidden_size"] // said["num_attention_heads"]
+    text.rope_dims = said["rope_scaling"]["mrope_section"]
+    names = ("hidden_size", "intermediate_size", "num_heads", "window_size", "fullatt_block_indexes")
+    vision = {"output_hidden_size": seen["out_hidden_size"], "num_layers": seen["depth"]}
+    return text, vision | {name: seen[name] for name in names}
 
 
 def _bundled_tokenizer() -> Tokenizer:

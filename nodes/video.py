@@ -1,6 +1,11 @@
 """Getting a clip into the shape that the model takes, and the edit back into the clip's."""
 
+from fractions import Fraction
+
 import av
+import comfy.model_management
+import comfy.utils
+import torch
 from comfy_api.latest import Input, InputImpl, Types, io
 
 from ..kiwi_core import geometry, media
@@ -58,10 +63,19 @@ class KiwiEditPrepareVideo(io.ComfyNode):
         height, width = source.shape[1:3]
         media.check_frame_size(height, width)
         # One to three frames more than asked for, if there are any, are better than repeated ones.
-        frames = to_uint8(source[: geometry.padded_frame_count(max_frames)])
-        frames = geometry.resize_frames(frames, *geometry.fit_size(height, width, max_pixels, multiple))
-        frames = geometry.pad_frames(frames, geometry.padded_frame_count(len(frames)))
-        return io.NodeOutput(from_uint8(frames), source)
+        taken = source[: geometry.padded_frame_count(max_frames)]
+        size = geometry.fit_size(height, width, max_pixels, multiple)
+        count = geometry.padded_frame_count(len(taken))
+        # Frame by frame: a long clip is here once at its own size and once resized, without copies in between.
+        frames = torch.empty((count, *size, 3), device=comfy.model_management.intermediate_device())
+        progress = comfy.utils.ProgressBar(count)
+        for target, frame in zip(frames, taken):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            target.copy_(from_uint8(geometry.resize_frames(to_uint8(frame[None]), *size))[0])
+            progress.update(1)
+        frames[len(taken) :] = frames[len(taken) - 1]
+        progress.update_absolute(count)
+        return io.NodeOutput(frames, source)
 
 
 class KiwiEditFinishVideo(io.ComfyNode):
@@ -77,21 +91,28 @@ class KiwiEditFinishVideo(io.ComfyNode):
             search_aliases=["kiwi video", "create video", "images to video", "video combine"],
             inputs=[
                 io.Image.Input("frames", tooltip="Decoded frames of the edit."),
-                io.Video.Input("original", tooltip="The video that was prepared."),
+                io.MultiType.Input("original", [io.Video, io.Image], tooltip="What was prepared."),
+                io.Float.Input(
+                    "frame_rate", default=15.0, min=1.0, max=240.0, step=0.01, optional=True, advanced=True,
+                    tooltip="Where the original is frames, which have none; published edits have 15 a second.",
+                ),
             ],
-            outputs=[io.Video.Output()],
-        )
+            outputs=[io.Video.Output(), io.Image.Output(display_name="frames")],
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, frames, original) -> io.NodeOutput:
-        components = _components(original)
+    def execute(cls, frames, original, frame_rate=15.0) -> io.NodeOutput:
+        if isinstance(original, Input.Video):
+            components = _components(original)
+        else:
+            components = Types.VideoComponents(images=original, audio=None, frame_rate=Fraction(str(frame_rate)))
         frames = frames[: len(components.images)]
         audio = components.audio
         if audio is not None:
             samples = round(len(frames) / components.frame_rate * audio["sample_rate"])
             audio = {**audio, "waveform": audio["waveform"][..., :samples]}
         finished = Types.VideoComponents(images=frames, audio=audio, frame_rate=components.frame_rate)
-        return io.NodeOutput(InputImpl.VideoFromComponents(finished))
+        return io.NodeOutput(InputImpl.VideoFromComponents(finished), frames)
 
 
 NODES = [KiwiEditPrepareVideo, KiwiEditFinishVideo]

@@ -7,9 +7,11 @@ On a CUDA machine it also runs the published 5B shape and prints TFLOP/s and the
 
 import argparse
 import gc
+import importlib
 import statistics
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +21,10 @@ import random_model
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from kiwi_core import KiwiEditPipeline, vae
+from kiwi_core import KiwiEditPipeline, schedule, vae, windows
 from kiwi_core.conditioning import PatchEmbedder
 from kiwi_core.transformer import KiwiTransformer3DModel
 
@@ -132,11 +136,77 @@ def encoding(pipeline: KiwiEditPipeline) -> None:
             row(name, f"{ratio:.3f}", f"{mine * 1e3:.0f} / {other * 1e3:.0f} ms, 17 frames of 192x128")
 
 
+class PeakBytes(TorchDispatchMode):
+    """The most bytes of tensors made under it that lived at once, on any device."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and id(storage := leaf.untyped_storage()) not in known:
+                known.add(id(storage))
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+
+def long_video(pipeline: KiwiEditPipeline) -> None:
+    """Peak of sampling a longer clip over that of 81 frames, with windows and without; latents a 16th of the width."""
+    transformer = KiwiTransformer3DModel(
+        num_attention_heads=8, in_channels=16, out_channels=16, freq_dim=256, text_dim=64, ffn_dim=4096, num_layers=1
+    ).eval()
+    parts = pipeline.components | {"transformer": transformer, "source_embedder": PatchEmbedder(16, 1024)}
+    small = KiwiEditPipeline(**parts | {"ref_embedder": PatchEmbedder(16, 1024)})
+    small.set_progress_bar_config(disable=True)
+    sigmas, context = schedule.flow_sigmas(1), torch.randn(1, 64, 1024)
+
+    def peak(frames: int, split: bool) -> int:
+        source, reference = torch.randn(1, 16, (frames + 3) // 4, 8, 12), torch.randn(1, 16, 1, 8, 12)
+        total = source.shape[2]
+        spans = windows.split(total, *windows.latent_sizes(81, 16)) if split else [range(total)]
+        with torch.inference_mode(), PeakBytes() as memory:
+            small._sample(
+                [[context]] * len(spans), source, reference, sigmas, None, "shipped", None, 1.0, spans, None
+            )  # fmt: skip
+        return memory.peak
+
+    base = peak(81, split=True)
+    for frames in (161, 401):
+        inside, whole = peak(frames, True), peak(frames, False)
+        row(
+            f"sampling {frames} frames / 81, peak in windows", f"{inside / base:.2f}",
+            f"without windows {whole / base:.2f}; {base / 2**20:.0f} MiB at 81 frames",
+        )  # fmt: skip
+
+
 def pack_import(folder: Path) -> None:
     """The pack's part of ComfyUI's start, by the server's own log."""
     with comfyui.Server(comfyui.DEFAULT_VERSION, folder) as server:
         spent, start = server.pack_import_seconds, server.start_seconds
     row("pack import / ComfyUI start", f"{spent / start:.3f}", f"{spent:.1f} / {start:.1f} s, under 0.3 s")
+
+
+def memory_plan(folder: Path, card: int = 8) -> None:
+    """What each phase of an edit takes by ComfyUI's estimates, on an NVIDIA card of so many GiB."""
+    import published_sizes
+
+    pack, gib, size = published_sizes.load_pack(folder), published_sizes.GIB, (1280, 704, 81, 1)
+    memory = importlib.import_module(f"{pack.__name__}.nodes.memory")
+    print(f"Planned peaks in ComfyUI, 1280x704, 81 frames, 1 reference, {card} GiB: all weights there / streamed")
+    with published_sizes.as_on_cuda():
+        for dtype in published_sizes.DTYPES:
+            parts = published_sizes.published_5b(pack, dtype)
+            for phase in memory.phases(parts.model, parts.vae, parts.mllm, parts.connector, *size, card * gib):
+                peaks = f"{phase.peak / gib:.1f} / {phase.least / gib:.1f} GiB"
+                row(f"{phase.name}, {dtype}", peaks, memory.advice(phase, card * gib, size[0] * size[1])[1])
 
 
 def cuda_floor() -> None:
@@ -168,7 +238,8 @@ def cuda_floor() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["dit", "load", "encode", "import", "cuda"], help="run one part")
+    parts = ["dit", "load", "encode", "long", "import", "memory", "cuda"]
+    parser.add_argument("--only", choices=parts, help="run one part")
     only = parser.parse_args().only
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, CUDA: {torch.cuda.is_available()}")
@@ -178,13 +249,18 @@ def main() -> None:
             dit_step()
         if only in (None, "load"):
             loading(Path(folder) / "released")
-        if only in (None, "encode"):
+        if only in (None, "encode", "long"):
             pipeline = KiwiEditPipeline.from_pretrained(Path(folder) / "released", dtype=torch.float32)
-            encoding(pipeline)
+            if only != "long":
+                encoding(pipeline)
+            if only != "encode":
+                long_video(pipeline)
             del pipeline
             gc.collect()
         if only in (None, "import"):
             pack_import(Path(folder) / "comfyui-base")
+        if only in (None, "memory"):
+            memory_plan(Path(folder) / "comfyui-memory")
         if torch.cuda.is_available() and only in (None, "cuda"):
             cuda_floor()
 

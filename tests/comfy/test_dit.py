@@ -343,30 +343,35 @@ def wide_file(library):
     return file
 
 
-def test_noise_mask_with_a_reference(dit, library, sample):
-    """Wan 2.2's masks give every frame a timestep; a frame kept whole comes out as it went in."""
+def test_a_noise_mask_keeps_one_timestep_and_shows_what_is_kept_at_its_noise(dit, library, sample):
+    """As in training, with a reference, also where a mask leaves half a frame; what is kept comes out as it went in."""
     patcher = load(wide_file(library))
     noise, clean = sample.x.repeat(1, 3, 1, 1, 1)
     noise, clean = noise[None], clean[None]
     mask = torch.ones_like(noise[:, :1])
     mask[:, :, 0] = 0
+    mask[:, :, 2, :4] = 0
+    kept = (mask == 0).expand_as(clean)
     positive = conditioning_of(dit, sample.context[:1], clean, [clean[:, :, :1]])
-    timesteps = []
+    seen = []
 
     def spy(executor, *args, **kwargs):
-        timesteps.append(args[1])
+        seen.append(args[:2])
         return executor(*args, **kwargs)
 
     patcher.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, spy)
+    sigmas = schedule.flow_sigmas(3)
     got = comfy.sample.sample_custom(
-        patcher, noise, 1.0, comfy.samplers.sampler_object("euler"), schedule.flow_sigmas(3), positive,
-        positive, clean, noise_mask=mask, disable_pbar=True, seed=0,
+        patcher, noise, 1.0, comfy.samplers.sampler_object("euler"), sigmas, positive, positive, clean,
+        noise_mask=mask, disable_pbar=True, seed=0,
     )  # fmt: skip
-    torch.testing.assert_close(got[:, :, 0], clean[:, :, 0], atol=1e-5, rtol=0)
-    assert largest_difference(got[:, :, 1:], clean[:, :, 1:]) > 0.1
-    assert len(timesteps) == 3
-    for a_frame in timesteps:
-        assert a_frame.shape == (1, 3) and (a_frame > 0).tolist() == [[False, True, True]]
+    torch.testing.assert_close(got[kept], clean[kept], atol=1e-5, rtol=0)
+    assert largest_difference(got[~kept], clean[~kept]) > 0.1
+    scaled = patcher.model.process_latent_in(clean)
+    assert len(seen) == 3
+    for (x, timestep), sigma in zip(seen, sigmas):
+        assert timestep.tolist() == [pytest.approx(1000 * sigma.item())]
+        torch.testing.assert_close(x[kept], ((1 - sigma) * scaled + sigma * noise)[kept], atol=1e-5, rtol=0)
 
 
 def relative_error(got, expected):
@@ -441,7 +446,7 @@ def test_partially_loaded_is_fully_loaded(library, sample, share):
 def test_the_stock_loader_recognises_the_file(dit, library, caplog):
     patcher = load(single_file(library))
     assert type(patcher.model) is dit.KiwiWan
-    assert type(load(wide_file(library)).model) is dit.KiwiWan22
+    assert type(load(wide_file(library)).model) is dit.KiwiWan
     assert patcher.model.model_sampling.shift == 5.0
     assert "text_embedding.0.weight" in single_file(library)
     assert "missing" not in caplog.text and "unexpected" not in caplog.text

@@ -1,0 +1,35 @@
+"""The real frontend in headless Chromium on a real server, with a small random model under the released names."""
+
+import canvas as canvases
+import comfyui
+import props
+import pytest
+
+SCREENSHOTS = comfyui.REPO / "output" / "browser"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("server")
+    props.place(base)
+    with comfyui.Server(comfyui.DEFAULT_VERSION, base, cpu=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def browser(server):
+    with canvases.browse(server) as canvas:
+        yield canvas
+
+
+@pytest.fixture
+def canvas(browser):
+    """A frontend just loaded, its canvas empty."""
+    browser.start()
+    return browser
+
+
+@pytest.fixture(scope="session")
+def screenshots():
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    return SCREENSHOTS
