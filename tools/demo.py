@@ -65,7 +65,7 @@ def write_tone(path: Path, seconds: float, rate: int = 48000) -> None:
 
 def workflow(name: str, inputs: dict[str, str]) -> dict:
     """A shipped workflow with the random model's files and these inputs (widget name -> value)."""
-    prompt = json.loads((comfyui.REPO / "workflows" / f"{name}.api.json").read_text(encoding="utf-8"))
+    prompt = json.loads((comfyui.REPO / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     values = {widget: Path(random_model.FILES[part]).name for widget, part in NAMES.items()} | inputs
     for node in prompt.values():
         node["inputs"] |= {widget: value for widget, value in values.items() if widget in node["inputs"]}
