@@ -9,10 +9,6 @@ from .encode import KiwiEditEncodeInstruction
 from .loaders import KiwiConnector, KiwiMLLM
 
 NOTHING_HERE = "(no downloaded model)"
-DOWNLOAD = (
-    "There is no Kiwi-Edit folder in models/diffusers; run `kiwi-edit download` to fetch one there, then reload the "
-    "node definitions (R)."
-)
 
 
 class KiwiEditLoadAll(io.ComfyNode):
@@ -47,12 +43,7 @@ class KiwiEditLoadAll(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name=None):
-        found = list(loaders.folders())
-        if model_name is None or model_name in found:
-            return True
-        if not found:
-            return DOWNLOAD
-        return f"{model_name} is not in models/diffusers; choose one that is: {', '.join(found)}."
+        return loaders.check_name(model_name)
 
     @classmethod
     def execute(cls, model_name, weight_dtype) -> io.NodeOutput:

@@ -34,6 +34,21 @@ def _folder(name: str) -> Path | None:
     return released.check(folders()[name]) if name in folders() else None
 
 
+def check_name(name: str | None, kind: str | None = None):
+    """True, or a sentence, for a choice among folders and the files of a ``kind``; None is a link."""
+    choices = [*(folder_paths.get_filename_list(kind) if kind else ()), *folders()]
+    if name is None or name in choices:
+        return True
+    if not name.endswith("/") and kind:
+        return f"{name} is not in models/{kind}; put it there and press R, or choose another."
+    model = name.rstrip("/") if name.startswith("kiwi-edit-") else "kiwi-edit-5b-instruct-reference-diffusers"
+    here = f"choose one that is ({', '.join(folders())}), or " if folders() else ""
+    return (
+        f"{name} is not in models/diffusers; {here}download huggingface.co/linyq/{model} into a folder of that name "
+        "there (`kiwi-edit download` does) and press R."
+    )
+
+
 def _choice(name: str, kind: str, tooltip: str):
     return io.Combo.Input(name, options=[*folder_paths.get_filename_list(kind), *folders()], tooltip=tooltip)
 
@@ -75,6 +90,10 @@ class KiwiEditLoadModel(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, model_name=None):
+        return check_name(model_name, "diffusion_models")
+
+    @classmethod
     def execute(cls, model_name, weight_dtype) -> io.NodeOutput:
         options = {"dtype": DTYPES[weight_dtype]} if DTYPES[weight_dtype] else {}
         folder = _folder(model_name)
@@ -104,6 +123,10 @@ class KiwiEditLoadVAE(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, vae_name=None):
+        return check_name(vae_name, "vae")
+
+    @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
         folder = _folder(vae_name)
         tensors = released.read_vae(folder)[0] if folder else _read_file("vae", vae_name)[0]
@@ -129,6 +152,10 @@ class KiwiEditLoadMLLM(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, mllm_name=None):
+        return check_name(mllm_name, "text_encoders")
+
+    @classmethod
     def execute(cls, mllm_name) -> io.NodeOutput:
         folder = _folder(mllm_name)
         if folder:
@@ -151,6 +178,10 @@ class KiwiEditLoadConnector(io.ComfyNode):
             inputs=[_choice("connector_name", "text_encoders", "The connector of the same checkpoint as the model.")],
             outputs=[KiwiConnector.Output(display_name="connector")],
         )
+
+    @classmethod
+    def validate_inputs(cls, connector_name=None):
+        return check_name(connector_name, "text_encoders")
 
     @classmethod
     def execute(cls, connector_name) -> io.NodeOutput:

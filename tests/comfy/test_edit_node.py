@@ -155,7 +155,22 @@ def test_an_empty_instruction_is_refused_before_the_run(ready, prompt):
 def test_a_missing_folder_is_refused_with_those_that_are_there(ready):
     graph = short()
     graph["2"]["inputs"]["model_name"] = "elsewhere/"
-    with pytest.raises(RuntimeError, match=r"elsewhere/ is not in models/diffusers; choose one that is: .*random/"):
+    with pytest.raises(RuntimeError, match=r"elsewhere/ is not in models/diffusers; choose one that is \(.*random/"):
+        ready.run(graph)
+
+
+@pytest.mark.parametrize(
+    "node, widget",
+    [("Model", "model_name"), ("VAE", "vae_name"), ("MLLM", "mllm_name"), ("Connector", "connector_name")],
+)
+def test_single_loaders_say_where_a_missing_folder_or_file_belongs(ready, node, widget):
+    graph = {"1": {"class_type": f"KiwiEditLoad{node}", "inputs": {widget: "kiwi-edit-5b-instruct-only-diffusers/"}}}
+    graph["1"]["inputs"] |= {"weight_dtype": "default"} if node == "Model" else {}
+    graph["2"] = {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}
+    with pytest.raises(RuntimeError, match=r"download huggingface\.co/linyq/kiwi-edit-5b-instruct-only-diffusers into"):
+        ready.run(graph)
+    graph["1"]["inputs"][widget] = "absent.safetensors"
+    with pytest.raises(RuntimeError, match=r"absent\.safetensors is not in models/.*; put it there and press R"):
         ready.run(graph)
 
 
@@ -164,6 +179,6 @@ def test_without_any_folder_the_node_says_how_to_get_one(pack, monkeypatch, tmp_
     monkeypatch.setattr(edit.loaders, "folders", dict)
     (choice,) = (part for part in edit.KiwiEditLoadAll.define_schema().inputs if part.id == "model_name")
     assert choice.options == ["(no downloaded model)"]
-    assert "run `kiwi-edit download`" in edit.KiwiEditLoadAll.validate_inputs(choice.options[0])
-    with pytest.raises(ValueError, match="run `kiwi-edit download`"):
+    assert "download huggingface.co/linyq/kiwi-edit-" in edit.KiwiEditLoadAll.validate_inputs(choice.options[0])
+    with pytest.raises(ValueError, match=r"download huggingface\.co/linyq/"):
         edit.KiwiEditLoadAll.execute(choice.options[0], "default")

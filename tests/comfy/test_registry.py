@@ -58,7 +58,7 @@ def test_comfyui_reads_the_metadata(comfyui_path):
     done = subprocess.run(
         [sys.executable, "-c", read, str(comfyui.REPO)], cwd=comfyui_path, capture_output=True, text=True
     )
-    assert done.stdout.split() == ["comfyui-kiwi-edit", "kiwi-edit", "Kiwi-Edit"], done.stderr
+    assert done.stdout.split() == ["kiwi-edit", "kiwi-edit", "Kiwi-Edit"], done.stderr
 
 
 def test_the_oldest_supported_comfyui_is_the_oldest_tested():
