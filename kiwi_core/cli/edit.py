@@ -6,6 +6,7 @@ import logging
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -30,7 +31,7 @@ def edit(
     model: str,
     output: Path,
     reference: tuple[Path, ...] = (),
-    frames: int = 81,
+    frames: int | None = None,
     max_pixels: int = 720 * 1280,
     steps: int = 50,
     shift: float = 5.0,
@@ -43,6 +44,9 @@ def edit(
     mask: Path | None = None,
     feather: int = 8,
     match_colours: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    task: Literal["none", "style", "background", "change", "remove", "add"] = "none",
+    lora: tuple[Path, ...] = (),
+    lora_strength: float = 1.0,
     seed: int = 0,
     compare: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
@@ -58,19 +62,23 @@ def edit(
         model: folder of the model, or its name on the hub.
         output: .mp4, .mov, .mkv or .gif; .png, .jpg or .webp for one frame.
         reference: picture of what is to appear; several for a model trained with several.
-        frames: edit at most so many frames from the start; the model was trained with up to 81.
+        frames: edit at most so many frames from the start. By default 81, as the model was trained with, or with
+            window all of them.
         max_pixels: scale frames down to at most this area.
         steps: model evaluations.
         shift: above 1 spends more of the steps at high noise; the model was trained with 5.
         guidance: above 1 follows the prompt harder, at twice the time; the model was trained for 1.
         negative_prompt: with guidance, what to push away from; empty asks for no change.
-        window: edit a longer clip (see frames) in windows of so many frames, in the memory of one; 81 as in training.
+        window: edit a longer clip in windows of so many frames, in the memory of one; 81 as in training.
         window_overlap: frames that a window shares with the next.
         mllm_view: what the language model sees: the whole clip, as trained, or the frames of each window.
         mllm_references: it sees the first reference, as trained, or all.
         mask: picture or video, white where to edit; the result has the size of the video, and its frames elsewhere.
         feather: pixels over which the edit fades in from the edge of the mask inwards.
         match_colours: take back a drift of colours, as far as the edit leaves parts of the video to compare with.
+        task: add a sentence to the prompt that says what such an edit is to keep.
+        lora: LoRA of any dialect, or a training checkpoint; several are applied one after the other.
+        lora_strength: 0 leaves the model as it is.
         seed: of the noise; the same seed gives the same result.
         compare: also write OUTPUT_compare, the source beside the result.
         dtype: precision of the weights.
@@ -80,7 +88,7 @@ def edit(
     """
     if not prompt.strip():
         raise ValueError("The prompt is empty; say what to change.")
-    for name, value in (("frames", frames), ("max-pixels", max_pixels), ("steps", steps)):
+    for name, value in (("frames", 1 if frames is None else frames), ("max-pixels", max_pixels), ("steps", steps)):
         if value < 1:
             raise ValueError(f"--{name} is {value}; use at least 1.")
     if not 0 < shift < math.inf:
@@ -97,14 +105,21 @@ def edit(
         outputs.append(output.with_stem(f"{output.stem}_compare"))
         _check_output(outputs[1], video)
 
-    from .. import geometry, masks, media, windows
+    from .. import geometry, masks, media, prompts, windows
+    from ..checkpoints import files
+    from ..checkpoints.lora import read as read_lora
 
+    prompt = prompts.guided_prompt(task, prompt)
+    if frames is None and window is None:
+        frames = geometry.MAX_FRAMES
     if window is not None:
         windows.latent_sizes(window, window_overlap)
     where = _device(device, offload)
     _check_model(model, with_reference=bool(reference))
+    for path in lora:
+        read_lora(path, open_file=files.open_tensors)
     pictures = [media.load_image(path) for path in reference]
-    clip = media.load_video(video, max_frames=frames + 1)
+    clip = media.load_video(video, max_frames=frames and frames + 1)
     source = clip.frames[:frames]
     height, width = source.shape[1:3]
     media.check_frame_size(height, width)
@@ -113,13 +128,13 @@ def edit(
             f"{output.name} holds one picture, but {video} has more frames; name an .mp4, or use --frames 1."
         )
     editable = masks.fit(masks.as_mask(mask), len(source)) if mask is not None else None
-    if len(clip.frames) > frames:
-        logger.warning("%s is longer than %d frames; the rest is left out (--frames).", video, frames)
+    if len(clip.frames) > len(source):
+        logger.warning("%s is longer than %d frames; the rest is left out (--frames, --window).", video, len(source))
 
     import torch
 
     start = time.monotonic()
-    pipe = _load(model, getattr(torch, _DTYPES[dtype]), where, offload)
+    pipe = _load(model, getattr(torch, _DTYPES[dtype]), where, offload, lora, lora_strength)
     height, width = geometry.fit_size(height, width, max_pixels, pipe.multiple)
     result = pipe(
         prompt,
@@ -197,13 +212,17 @@ def _check_model(model: str, with_reference: bool) -> None:
         raise ValueError(f"{folder} was trained without reference pictures; use a reference model.")
 
 
-def _load(model: str, dtype: torch.dtype, device: str, offload: str) -> KiwiEditPipeline:
+def _load(
+    model: str, dtype: torch.dtype, device: str, offload: str, lora: Sequence[Path], lora_strength: float
+) -> KiwiEditPipeline:
     import torch
 
     from ..pipeline import KiwiEditPipeline
 
     logger.info("Loading %s.", model)
     pipe = KiwiEditPipeline.from_pretrained(model, dtype)
+    for path in lora:
+        pipe.load_lora(path, lora_strength, lora_strength)
     try:
         if offload == "model":
             pipe.enable_model_cpu_offload(device=device)

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_model import FILES
+from safetensors.torch import save_file
 
 from kiwi_core import cli, geometry
 from kiwi_core.media import load_video
@@ -96,6 +98,15 @@ def run(random_model, clip, tmp_path):
 
 
 @pytest.fixture
+def lora_file(tmp_path):
+    """A LoRA that turns the small model's first block upside down."""
+    pair = {"lora_A": torch.ones(4, 512), "lora_B": torch.ones(256, 4)}
+    path = tmp_path / "lora.safetensors"
+    save_file({f"diffusion_model.blocks.0.ffn.2.{half}.weight": tensor for half, tensor in pair.items()}, path)
+    return path
+
+
+@pytest.fixture
 def unloaded(monkeypatch):
     """Loading the model fails the test."""
 
@@ -135,6 +146,15 @@ def test_a_long_clip_is_cut_at_the_cap(run, tmp_path, caplog):
     assert sound_seconds(tmp_path / "out.mp4") == pytest.approx(6 / RATE, abs=0.05)
 
 
+def test_a_clip_past_the_models_limit_is_edited_whole_in_windows_only(run, tmp_path, caplog):
+    source = write_clip(tmp_path / "long.mp4", frames=83, height=32, width=32)
+    assert run(video=source, steps=1) == 0
+    assert "longer than 81 frames" in caplog.text
+    assert len(load_video(tmp_path / "out.mp4").frames) == 81
+    assert run(video=source, steps=1, window=41, window_overlap=8) == 0
+    assert len(load_video(tmp_path / "out.mp4").frames) == 83
+
+
 def test_frames_are_scaled_to_the_pixel_budget(run, tmp_path):
     assert run(frames=1, max_pixels=3000) == 0
     assert load_video(tmp_path / "out.mp4").frames.shape == (1, 32, 64, 3)
@@ -152,6 +172,35 @@ def test_a_picture_gives_a_picture_by_reference_and_seed(run, picture, tmp_path)
     assert not np.array_equal(edit("c.png", seed=2), first)
     assert not np.array_equal(edit("d.png", seed=1, reference=[picture]), first)
     assert edit("e.mp4", seed=1).shape == (1, 64, 96, 3)
+
+
+def test_a_lora_changes_the_edit_by_its_strength(run, picture, tmp_path, lora_file):
+    def edit(name, **changes):
+        assert run(video=picture, output=tmp_path / name, **changes) == 0
+        return load_video(tmp_path / name).frames
+
+    plain = edit("a.png")
+    assert np.array_equal(edit("b.png", lora=[lora_file], lora_strength=0), plain)
+    assert not np.array_equal(edit("c.png", lora=[lora_file]), plain)
+
+
+def test_a_file_that_is_no_lora_is_refused_before_the_model_is_read(run, random_model, unloaded, capsys):
+    assert run(lora=[random_model / "comfyui" / FILES["vae"]]) == 2
+    one_sentence(capsys, "is no LoRA")
+
+
+def test_a_task_adds_its_guidance_to_the_prompt(run, picture, tmp_path, monkeypatch):
+    seen = []
+
+    def call(self, prompt, *args, **kwargs):
+        seen.append(prompt)
+        raise ValueError("Seen.")
+
+    monkeypatch.setattr("kiwi_core.KiwiEditPipeline.__call__", call)
+    assert run(video=picture, task="remove", prompt="Remove the bar") == 2
+    assert run(video=picture, prompt="Remove the bar") == 2
+    assert seen[0].startswith("Remove the bar. ") and len(seen[0]) > len("Remove the bar. ")
+    assert seen[1] == "Remove the bar"
 
 
 def test_a_damaged_sound_track_does_not_cost_the_edit(run, tmp_path, caplog):
@@ -305,7 +354,6 @@ def test_a_stopped_conversion_says_how_to_go_on(random_model, tmp_path, monkeypa
 
 def test_defaults_are_the_models_limits():
     options = inspect.signature(cli.edit).parameters
-    assert options["frames"].default == geometry.MAX_FRAMES
     assert options["max_pixels"].default == geometry.MAX_PIXELS
 
 
