@@ -17,14 +17,15 @@ GROW, FEATHER = 8, 8
 
 
 def as_mask(mask) -> torch.Tensor:
-    """A mask from a path, PIL images or an array; white (half of full or more) is edited.
+    """A mask from a path, PIL images or an array; white (half of full or more) is edited, transparent
+    is not.
 
     Arrays: bool, uint8 or float 0..1, ``[H, W]`` or ``[T, H, W]``, or uint8 with three channels at the end.
     """
     if isinstance(mask, torch.Tensor):
         mask = mask.cpu().numpy()
     if not isinstance(mask, np.ndarray) or (mask.dtype == np.uint8 and mask.ndim > 2 and mask.shape[-1] in (3, 4)):
-        mask = media.as_frames(mask).mean(axis=-1, dtype=np.float32) / 255
+        mask = media.as_frames(mask, background="black").mean(axis=-1, dtype=np.float32) / 255
     elif mask.dtype == np.uint8:
         mask = mask / np.float32(255)
     if mask.ndim not in (2, 3) or 0 in mask.shape:

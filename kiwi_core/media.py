@@ -59,16 +59,18 @@ class Clip:
     path: Path
 
 
-def load_video(path: str | os.PathLike, max_frames: int | None = None) -> Clip:
+def load_video(path: str | os.PathLike, max_frames: int | None = None, background: str = "white") -> Clip:
     """Decode a video or a picture: in presentation order, upright, at most the first ``max_frames`` frames.
 
-    Transparency is composited on white. A variable frame rate becomes its average. A picture is one frame at
+    Transparency is composited on ``background``. A variable frame rate becomes its average. A picture is one frame at
     1 frame a second; an animated GIF, WebP or PNG is all its frames at their mean rate.
 
     Raises FileNotFoundError for a missing file, ValueError for one that cannot be read or has no frames.
     """
     path = _checked_file(path)
-    frames, frame_rate = _read_picture(path, max_frames) or _read_stream(path, max_frames)
+    frames, frame_rate = _read_picture(path, max_frames, background) or _read_stream(
+        path, max_frames, background
+    )
     return Clip(frames, frame_rate, path)
 
 
@@ -87,23 +89,25 @@ def load_image(image: str | os.PathLike | Image.Image) -> Image.Image:
 
 
 def as_frames(
-    video: np.ndarray | Image.Image | list[Image.Image] | str | os.PathLike, max_frames: int | None = None
+    video: np.ndarray | Image.Image | list[Image.Image] | str | os.PathLike,
+    max_frames: int | None = None,
+    background: str = "white",
 ) -> np.ndarray:
     """Frames uint8 ``[T, H, W, 3]``, at most the first ``max_frames``, of anything that is taken for a video.
 
     ``video``: uint8 ``[T, H, W, C]`` or ``[H, W, C]`` with 3 or 4 channels; PIL images of any mode and one
-    size; or a path. Transparency is composited on white. Raises as :func:`load_video` does.
+    size; or a path. Transparency is composited on ``background``. Raises as :func:`load_video` does.
     """
     if isinstance(video, (str, os.PathLike)):
-        return load_video(video, max_frames).frames
+        return load_video(video, max_frames, background).frames
     if isinstance(video, np.ndarray):
-        return _array_frames(video, max_frames)
+        return _array_frames(video, max_frames, background)
     images = [video] if isinstance(video, Image.Image) else video
     if not isinstance(images, (list, tuple)) or not all(isinstance(image, Image.Image) for image in images):
         raise ValueError("Give the video as a path, a uint8 array [T, H, W, 3] or a list of PIL images.")
     if not images:
         raise ValueError("The video has no frames; give at least one.")
-    return _stack_images(images[:max_frames], "The images")
+    return _stack_images(images[:max_frames], "The images", background)
 
 
 def check_frame_size(height: int, width: int) -> None:
@@ -223,22 +227,22 @@ def _picture_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read as an image; save it again as PNG or JPEG.") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
-    page = Image.new("RGB", image.size, "white")
+    page = Image.new("RGB", image.size, background)
     page.paste(image, mask=image.getchannel("A"))
     return page
 
 
-def _stack_images(images: list[Image.Image], name: str) -> np.ndarray:
+def _stack_images(images: list[Image.Image], name: str, background: str = "white") -> np.ndarray:
     frames = None
     for index, image in enumerate(images):
-        pixels = np.asarray(_to_rgb(image))
+        pixels = np.asarray(_to_rgb(image, background))
         if frames is None:
             frames = np.empty((len(images), *pixels.shape), dtype=np.uint8)
         if pixels.shape != frames.shape[1:]:
@@ -247,7 +251,7 @@ def _stack_images(images: list[Image.Image], name: str) -> np.ndarray:
     return frames
 
 
-def _array_frames(array: np.ndarray, max_frames: int | None = None) -> np.ndarray:
+def _array_frames(array: np.ndarray, max_frames: int | None = None, background: str = "white") -> np.ndarray:
     if array.dtype != np.uint8:
         raise ValueError(f"Frames must be uint8 (0 to 255), not {array.dtype}; scale and round them first.")
     frames = array[None] if array.ndim == 3 else array
@@ -256,10 +260,10 @@ def _array_frames(array: np.ndarray, max_frames: int | None = None) -> np.ndarra
     if 0 in frames.shape:
         raise ValueError(f"The video of shape {list(array.shape)} has no frames; give at least one.")
     frames = frames[:max_frames]
-    return frames if frames.shape[3] == 3 else _stack_images([*map(Image.fromarray, frames)], "The frames")
+    return frames if frames.shape[3] == 3 else _stack_images([*map(Image.fromarray, frames)], "The frames", background)
 
 
-def _read_picture(path: Path, max_frames: int | None) -> tuple[np.ndarray, Fraction] | None:
+def _read_picture(path: Path, max_frames: int | None, background: str) -> tuple[np.ndarray, Fraction] | None:
     """None if the file is not a picture."""
     if not _is_picture(path):
         return None
@@ -267,7 +271,7 @@ def _read_picture(path: Path, max_frames: int | None) -> tuple[np.ndarray, Fract
         count = getattr(opened, "n_frames", 1) if opened.format in _ANIMATED else 1
         images, milliseconds = [], 0
         for image in islice(ImageSequence.Iterator(opened), min(count, max_frames or count)):
-            images.append(_to_rgb(image))
+            images.append(_to_rgb(image, background))
             milliseconds += image.info.get("duration") or 100  # as browsers do where a GIF gives none
     rate = Fraction(1000 * len(images), round(milliseconds)) if count > 1 else Fraction(1)
     return _stack_images(images, f"The frames of {path}"), rate
@@ -282,7 +286,7 @@ def _is_picture(path: Path) -> bool:
             return False
 
 
-def _read_stream(path: Path, max_frames: int | None) -> tuple[np.ndarray, Fraction]:
+def _read_stream(path: Path, max_frames: int | None, background: str) -> tuple[np.ndarray, Fraction]:
     with _open_media(path) as container:
         stream = _video_stream(container)
         if stream is None:
@@ -302,7 +306,7 @@ def _read_stream(path: Path, max_frames: int | None) -> tuple[np.ndarray, Fracti
                     raise ValueError(f"{path} changes its size at frame {count + 1}; export it in one size.")
                 graph.push(frame)
                 pixels = graph.pull().to_ndarray()
-                pixels = np.rot90(_array_frames(pixels)[0], turns)
+                pixels = np.rot90(_array_frames(pixels, None, background)[0], turns)
                 if frames is None:
                     room = min(stream.frames or 64, max_frames or 1024, 1024)
                     frames = np.empty((room, *pixels.shape), dtype=np.uint8)

@@ -39,6 +39,8 @@ def clips(folder: str) -> list[Path]:
 def _clip(folder: str, index: int) -> tuple[Path, int]:
     """The clip of that number, and how many there are."""
     found = clips(folder)
+    if index < 0:
+        raise ValueError(f"There is no clip {index}; clips are counted from 0.")
     if index >= len(found):
         raise ValueError(f"There is no clip {index}: the folder has {len(found)}, counted from 0. All are done.")
     return found[index], len(found)
@@ -80,10 +82,12 @@ class KiwiEditClipFromFolder(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder, index):
-        path, count = _clip(folder, index)
-        stat = path.stat()
-        return f"{path} {stat.st_mtime_ns} {stat.st_size} {count}"
+    def fingerprint_inputs(cls, folder=None, index=None):  # None is a link: not known yet
+        if folder is None:
+            return float("nan")
+        stats = ((path, path.stat()) for path in clips(folder))
+        files = [f"{path} {stat.st_mtime_ns} {stat.st_size}" for path, stat in stats]
+        return f"{files if index is None else files[index]} {len(files)}"
 
     @classmethod
     def execute(cls, folder, index) -> io.NodeOutput:

@@ -1,5 +1,7 @@
 """Long edits with the colours of their source."""
 
+import comfy.model_management
+import comfy.utils
 import torch
 from comfy_api.latest import io
 
@@ -36,7 +38,11 @@ class KiwiEditMatchColours(io.ComfyNode):
         if mask is not None:
             mask = masks.fit(is_masked(mask), min(len(frames), len(source)))
 
+        progress = comfy.utils.ProgressBar(len(frames))
+
         def pair(index):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            progress.update(1)
             last = min(index, len(source) - 1)
             return to_uint8(frames[index : index + 1])[0], to_uint8(source[last : last + 1])[0]
 
@@ -44,8 +50,8 @@ class KiwiEditMatchColours(io.ComfyNode):
         if found is None:
             return io.NodeOutput(frames)
         gain, offset = (torch.from_numpy(values).to(frames)[:, None, None] for values in found)
-        matched = frames[..., :3] * (1 + strength * (gain - 1)) + strength * offset / 255
-        return io.NodeOutput(matched.clamp_(0, 1))
+        matched = frames[..., :3] * (1 + strength * (gain - 1))
+        return io.NodeOutput(matched.add_(strength * offset / 255).clamp_(0, 1))
 
 
 NODES = [KiwiEditMatchColours]

@@ -72,21 +72,29 @@ def patch(patcher: ModelPatcher, changes: dict[str, lora.Change], strength: floa
             patched.add_patches({key: ("diff", (change.whole,))}, strength, 1 - strength)
         for found in _patches(change, key):
             patched.add_patches({key: found}, strength)
-    if not patched.get_callbacks(CallbacksMP.ON_LOAD, _RAW):
-        patched.add_callback_with_key(CallbacksMP.ON_LOAD, _RAW, _patch_raw)
+    for each in (patcher, patched):  # the first one too: see below
+        if not each.get_callbacks(CallbacksMP.ON_LOAD, _RAW):
+            each.add_callback_with_key(CallbacksMP.ON_LOAD, _RAW, _patch_raw)
     return patched
 
 
 def _patch_raw(patcher: ModelPatcher, device_to, *_) -> None:
-    """Patch what ComfyUI's loading passes over: parameters beside submodules, such as modulations and queries.
+    """Patch what ComfyUI's loading passes over: parameters beside submodules, such as modulations and queries, and
+    with dynamic VRAM those of modules that are not ComfyUI's own, such as the language model's norms.
 
-    Its unloading restores them, as all that is in ``backup``.
+    Its unloading restores them, as all that is in ``backup``. The dynamic VRAM of ComfyUI 0.18 does not when it goes
+    from one patcher of a model to another, so they start from the backup here.
     """
-    for key in patcher.patches:
+    for key in {**patcher.backup, **patcher.patches}:
         name, _, _ = key.rpartition(".")
         module = comfy.utils.get_attr(patcher.model, name) if name else patcher.model
-        if key not in patcher.backup and any(True for child in module.children() for _ in child.parameters()):
-            patcher.patch_weight_to_device(key, device_to=device_to)
+        inner = any(True for child in module.children() for _ in child.parameters())
+        if not inner and (hasattr(module, "comfy_cast_weights") or not patcher.is_dynamic()):
+            continue
+        if key in patcher.backup:
+            loaded = comfy.utils.get_attr(patcher.model, key)
+            comfy.utils.set_attr_param(patcher.model, key, patcher.backup[key].weight.to(loaded))
+        patcher.patch_weight_to_device(key, device_to=device_to)
 
 
 def _shapes(patcher: ModelPatcher, prefix: str = "") -> dict[str, tuple[int, ...]]:

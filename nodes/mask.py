@@ -37,6 +37,8 @@ class KiwiEditMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, mask, grow) -> io.NodeOutput:
+        if latent["samples"].ndim != 5:
+            raise ValueError("This latent is not of a video model; connect the latent of Source Video (Kiwi-Edit).")
         frames, height, width = latent["samples"].shape[2:]
         mask = masks.fit(is_masked(mask), 4 * frames - 3, spare=3)
         return io.NodeOutput({**latent, "noise_mask": masks.latent_mask(mask, frames, height, width, grow).float()})
@@ -76,7 +78,7 @@ class KiwiEditComposite(io.ComfyNode):
         for target, frame, alpha in zip(result, frames, masks.alphas(mask, count, height, width, feather)):
             if frame.shape[:2] != (height, width):
                 frame = from_uint8(geometry.resize_frames(to_uint8(frame[None]), height, width))[0]
-            alpha = alpha.to(target.device)[..., None]
+            alpha = alpha.to(target)[..., None]
             target.copy_(torch.where(alpha > 0, torch.lerp(target, frame[..., :3].to(target), alpha), target))
         return io.NodeOutput(result)
 

@@ -77,12 +77,12 @@ class KiwiEditPreview(io.ComfyNode):
         multiple = 2 * vae.spacial_compression_decode()
         source = KiwiEditPrepareVideo.execute(video, max_pixels, 1, multiple)[1]
         numbers = chosen_frames(frames, len(source))
+        source = source[numbers]  # a copy, so that a decoded clip is not held while these are edited
         pictures = encode.reference_pictures(reference, references)
 
         contexts, latents, before = [], [], []
-        for number in numbers:
+        for frame in source.split(1):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            frame = source[number : number + 1]
             before.append(KiwiEditPrepareVideo.execute(frame, max_pixels, 1, multiple)[0])
             conditioning = encode.encode_edit(mllm, connector, prompt, frame, pictures)
             contexts.append(conditioning[0][0])

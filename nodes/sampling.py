@@ -64,12 +64,23 @@ def _add_windows(model, window_frames, window_overlap):
     return model
 
 
-def _check_caches(model, frames):
-    """ValueError where windows of a clip of latent ``frames`` would share one EasyCache."""
+def _check_source(conditioning, name):
+    """ValueError for a conditioning that did not pass through Source Video: the edit would not see the clip."""
+    if any(dit.SOURCE not in values for _, values in conditioning):
+        raise ValueError(f"The {name} has no source clip; connect it through Source Video (Kiwi-Edit).")
+
+
+def _check_windows(model, samples):
+    """ValueError for what ComfyUI's windows cannot: several clips at once, or an EasyCache that all of them share."""
     handler = model.model_options.get("context_handler")
     cache = model.model_options["transformer_options"].get("easycache")
-    if handler is None or frames <= getattr(handler, "context_length", 0):
+    if handler is None or samples.shape[2] <= getattr(handler, "context_length", 0):
         return
+    if len(samples) > 1:
+        raise ValueError(
+            f"{len(samples)} clips were given and windows take one; choose one with Latent From Batch, or set "
+            "window_frames to 0."
+        )
     if cache is not None and getattr(cache, "name", "EasyCache") == "EasyCache":  # LazyCache looks at the whole clip
         raise ValueError(
             "EasyCache would take what it remembers of one window for the next; use LazyCache on a clip that is longer "
@@ -170,6 +181,8 @@ class KiwiEditSampler(io.ComfyNode):
         dit.check_kiwi(model)
         dit.check_channels(model.model, latent["samples"])
         warn_of_lost_references(conditioning)
+        _check_source(conditioning, "conditioning")
+        _check_source(negative or (), "negative")
         if negative is None and not math.isclose(cfg, 1.0):
             raise ValueError(
                 f"cfg is {cfg:g} but there is no negative; connect one (an empty instruction on the same clip) or set "
@@ -180,7 +193,7 @@ class KiwiEditSampler(io.ComfyNode):
         length = windows.latent_sizes(window_frames, window_overlap)[0] if window_frames else frames
         if frames > length and model.model_options.get("context_handler") is None:
             model = _add_windows(model, window_frames, window_overlap)
-        _check_caches(model, frames)
+        _check_windows(model, samples)
         sigmas = schedule.flow_sigmas(steps, shift, denoising_strength=denoise)
         guider = comfy.samplers.CFGGuider(model)
         guider.inner_set_conds({"positive": conditioning} | ({"negative": negative} if negative is not None else {}))

@@ -33,8 +33,8 @@ NOTES = {
     "batch_clips": "Put the clips into a folder `clips` in ComfyUI's input folder and queue as many runs as there are "
     "clips (the number beside Run).",
     "long_video": "A clip of more than 81 frames is edited in windows, in the memory of one. The language model sees "
-    "the whole clip, as it was trained; set `window_frames` of *Encode Instruction* to 81 to show it each window. *Match "
-    "Colours* takes back what drifts over the length.",
+    "the whole clip, as it was trained; set `window_frames` of *Encode Instruction* to 81 to show it each window. "
+    "*Match Colours* takes back what drifts over the length.",
     "lora_style": "Put a Wan or Kiwi-Edit LoRA into `models/loras`, press R and choose it.",
     "low_memory": "For cards of 8 GB: fp8 weights, 480p, 49 frames. *Estimate Memory* says what each phase takes; set "
     "it to your card.",

@@ -64,6 +64,8 @@ def match(lora: Lora, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> tu
         unknown += [name for weight, change in changes.items() if weight not in taken[part] for name in change.names]
     matched = total - len(unknown) - sum(absent.values())
     if not matched:
+        if not total:
+            raise ValueError(f"{lora.name} changes only Wan's text embedding, which Kiwi-Edit does not use.")
         if not unknown:
             parts = " and ".join(PARTS[part] for part in absent)
             raise ValueError(f"{lora.name} changes only the {parts}; connect the MLLM and the connector too.")

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,8 @@ class Journal:
     def __init__(self, path: Path, key: Mapping):
         self.path = path
         self.digests: dict[tuple[str, str], str] = {}
-        first, *lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else [""]
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        first, *lines = text.splitlines() or [""]
         self.is_ours = first == json.dumps(key, sort_keys=True)
         self.stale = [] if self.is_ours else _partials(first, path.parent)
         self._key = key
@@ -189,17 +191,25 @@ def _check_outputs(folder: Path, names: set[str], texts: Mapping[str, str], layo
 
 
 def _check_space(folder: Path, layouts, growing: set[str], finished: set[str], stale: Iterable[Path]) -> None:
-    needed = sum(layout.size for name, layout in layouts.items() if name not in finished)
-    taken = [partial(folder / name) for name in growing] + [path for path in stale if path.is_file()]
-    # A growing file has its full length from the start, but only takes what was written.
-    needed -= sum(512 * getattr(path.stat(), "st_blocks", 0) for path in taken)
-    parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(parent).free
-    if needed > free:
-        raise ValueError(
-            f"{size_text(needed)} are needed under {parent} and {size_text(free)} are free; make room, or choose "
-            "another disk."
-        )
+    needed: Counter[int] = Counter()  # by disk: ComfyUI's folders may be links to other ones
+    parents: dict[int, Path] = {}
+    for name, layout in layouts.items():
+        if name not in finished:
+            parent = next(parent for parent in (folder / name).absolute().parents if parent.exists())
+            disk = parent.stat().st_dev
+            needed[disk] += layout.size
+            parents.setdefault(disk, parent)
+    for path in (*(partial(folder / name) for name in growing), *(path for path in stale if path.is_file())):
+        # A growing file has its full length from the start, but only takes what was written.
+        stat = path.stat()
+        needed[stat.st_dev] -= 512 * getattr(stat, "st_blocks", 0)
+    for disk, parent in parents.items():
+        free = shutil.disk_usage(parent).free
+        if needed[disk] > free:
+            raise ValueError(
+                f"{size_text(needed[disk])} are needed under {parent} and {size_text(free)} are free; make room, or "
+                "choose another disk."
+            )
 
 
 def size_text(size: int) -> str:

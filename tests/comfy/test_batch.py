@@ -51,6 +51,27 @@ def test_a_run_past_the_last_clip_is_refused(ready):
         ready.run(graph(3))
 
 
+def test_a_negative_number_is_refused(ready):
+    with pytest.raises(RuntimeError, match="There is no clip -1; clips are counted from 0"):
+        ready.run(graph(-1))
+
+
+def test_a_linked_number_is_followed(ready):
+    for index in range(2):
+        linked = graph(["number", 0]) | {"number": {"class_type": "PrimitiveInt", "inputs": {"value": index}}}
+        before = len(ready.log)
+        cached = []
+
+        def follow(kind, data, cached=cached):
+            if kind == "execution_cached":
+                cached.append("clip" in data["nodes"])
+
+        ready.run(linked, follow)
+        ready.run(linked, follow)
+        assert cached == [False, True]
+        assert "WARNING" not in ready.log[before:]
+
+
 def test_a_clip_that_changed_is_read_again(ready):
     path = ready.base_dir / "input" / "batch" / NAMES[1]
     before = path.read_bytes()

@@ -279,6 +279,14 @@ def test_windows_that_cannot_be_are_refused(sampling, loaded, edit, changes, sen
         sample(sampling, loaded.model, edit, **changes)
 
 
+def test_several_clips_at_once_are_refused_in_windows_only(sampling, loaded, edit):
+    conditioning, latent = edit
+    both = conditioning, {"samples": latent["samples"].repeat(2, 1, 1, 1, 1)}
+    with pytest.raises(ValueError, match="2 clips were given and windows take one; choose one with Latent From Batch"):
+        sample(sampling, loaded.model, both)
+    assert len(sample(sampling, loaded.model, both, steps=1, window_frames=0)) == 2
+
+
 def test_cancel_stops_within_a_window(sampling, loaded, edit):
     calls = []
 

@@ -3,10 +3,12 @@
 import importlib
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import folder_paths
@@ -307,6 +309,38 @@ def test_partially_loaded_is_fully_loaded(load, run, apply, weights, share):
         (part,) = apply(load()[:1], tensors)
         load_share(part, share)
         same(run(part, loading=False), run(load(merged)[0]))
+
+
+def dynamic(patcher, monkeypatch):
+    """The patcher that ComfyUI takes on a card with dynamic VRAM; its own constructor refuses to on a CPU."""
+    kind = comfy.model_patcher.ModelPatcherDynamic
+    monkeypatch.setattr(kind, "__new__", lambda cls, *_, **__: object.__new__(cls))
+    monkeypatch.setattr(kind, "unpin_all_weights", lambda self: None)
+    if host_buffer := getattr(comfy.model_patcher.comfy_aimdo, "host_buffer", None):
+        monkeypatch.setattr(host_buffer, "HostBuffer", lambda *_: SimpleNamespace(size=0))
+    return kind(patcher.model, patcher.load_device, patcher.offload_device)
+
+
+def test_with_dynamic_vram_parameters_that_its_loading_passes_over_are_patched(load, apply, weights, monkeypatch):
+    model, *others = load()
+    model = dynamic(model, monkeypatch)
+    language, connector = (replace(part, patcher=dynamic(part.patcher, monkeypatch)) for part in others)
+    file, expected = {}, {}
+    for name, prefix in (
+        ("blocks.1.modulation", "diffusion_model."), ("model.layers.0.input_layernorm.weight", "text_encoders."),
+        ("ref_queries", "text_encoders."),
+    ):  # fmt: skip
+        whole, file[f"{prefix}{name.removesuffix('.weight')}.diff"] = doubled(weights, name)
+        expected[f"{prefix}{name}".removeprefix("text_encoders.")] = weights[name], whole
+
+    plain = model, language, connector
+    once, twice = (apply(plain, file, size, size) for size in (1.0, 2.0))
+    for chosen, size in ((once, 1), (once, 1), (twice, 2), (plain, 0), (once, 1)):
+        patchers = [chosen[0], *(part.patcher for part in chosen[1:])]
+        for patcher, (key, (before, whole)) in zip(patchers, expected.items(), strict=True):
+            patcher.load(patcher.load_device)
+            got = comfy.utils.get_attr(patcher.model, key)
+            torch.testing.assert_close(got, before + size * (whole - before), msg=f"{key} at {size}")
 
 
 def quantised(file):

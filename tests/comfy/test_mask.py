@@ -92,6 +92,12 @@ def test_the_result_has_the_length_of_the_trimmed_edit(nodes):
     assert len(nodes.KiwiEditComposite.execute(padded[:5], source, moving(7), 4)[0]) == 5  # a clip cut by max_frames
 
 
+def test_half_precision_frames_are_taken(nodes):
+    source, frames = torch.zeros(2, 64, 96, 3).half(), torch.ones(2, 64, 96, 3)
+    (found,) = nodes.KiwiEditComposite.execute(frames, source, box(16, 16, 48, 48), 1)
+    assert found.dtype == torch.float16 and found[0, 32, 15:18, 0].tolist() == [0, 0.5, 1]
+
+
 def test_the_source_is_not_changed(nodes):
     source = torch.rand(2, 64, 96, 3)
     before = source.clone()

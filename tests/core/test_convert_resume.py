@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -205,6 +206,13 @@ def test_bytes_that_the_disk_lost_are_found_and_written_again(stopped):
     finish(stopped)
 
 
+@pytest.mark.parametrize("left", [b"", bytes(64), b"\xff\xfe"], ids=["nothing", "zeros", "no text"])
+def test_a_journal_that_the_disk_lost_is_as_none(stopped, left):
+    [journal] = (stopped / "out").glob(".*.journal")
+    journal.write_bytes(left)
+    finish(stopped)
+
+
 def test_a_torn_journal_is_read_to_its_last_whole_line(stopped, monkeypatch):
     [journal] = (stopped / "out").glob(".*.journal")
     journal.write_bytes(journal.read_bytes()[:-20])
@@ -218,6 +226,23 @@ def test_a_full_disk_is_noticed_before_writing(random_model, tmp_path, monkeypat
     with pytest.raises(ValueError, match=r"19.\d MB are needed under .* and 19.0 MB are free; make room"):
         convert(random_model / "released", "comfyui", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_each_disk_needs_room_for_its_own_files_only(random_model, tmp_path, monkeypatch):
+    memory = Path("/dev/shm")  # noqa: S108
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second disk")
+    usage, full = shutil.disk_usage(tmp_path), {tmp_path.stat().st_dev}
+    free = lambda path: 0 if path.stat().st_dev in full else 10**9  # noqa: E731
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free(path)))
+    with tempfile.TemporaryDirectory(dir=memory) as other:
+        for name in ("diffusion_models", "vae", "text_encoders"):
+            (tmp_path / "models" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "models" / name).symlink_to(other, target_is_directory=True)
+        assert len(convert(random_model / "released", "comfyui", tmp_path / "models")) == 4
+        full.add(memory.stat().st_dev)
+        with pytest.raises(ValueError, match=r"MB are needed under .*models.* and 0.0 MB are free"):
+            convert(random_model / "released", "comfyui", tmp_path / "models", name="again")
 
 
 def test_what_is_written_needs_no_more_room(stopped, monkeypatch):

@@ -50,6 +50,15 @@ def test_a_mask_comes_in_many_forms(form):
     assert np.array_equal(found[0].numpy(), mask)
 
 
+def test_what_is_transparent_is_not_edited(tmp_path):
+    mask = box(8, 8, 24, 40)
+    strokes = np.full((64, 96, 4), 255, np.uint8)
+    strokes[..., 3] = mask * 255
+    Image.fromarray(strokes).save(tmp_path / "strokes.png")
+    for form in (tmp_path / "strokes.png", Image.fromarray(strokes), [Image.fromarray(strokes)], strokes[None]):
+        assert np.array_equal(masks.as_mask(form)[0].numpy(), mask)
+
+
 def test_a_mask_comes_from_a_picture_or_a_video(tmp_path):
     moving = np.stack([box(8, left, 40, left + 32) for left in (0, 8, 16, 24)])
     Image.fromarray(moving[0]).save(tmp_path / "mask.png")
