@@ -174,6 +174,17 @@ class KiwiEditSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, window_frames=None, window_overlap=None):
+        # Naming them here turns ComfyUI's own check of their range off.
+        if window_frames is None or window_overlap is None or window_frames == 0:
+            return True
+        try:
+            windows.latent_sizes(window_frames, window_overlap)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(
         cls, model, conditioning, latent, seed, steps, shift, denoise, cfg=1.0, negative=None,
         window_frames=windows.FRAMES, window_overlap=windows.OVERLAP,
@@ -185,8 +196,8 @@ class KiwiEditSampler(io.ComfyNode):
         _check_source(negative or (), "negative")
         if negative is None and not math.isclose(cfg, 1.0):
             raise ValueError(
-                f"cfg is {cfg:g} but there is no negative; connect one (an empty instruction on the same clip) or set "
-                "cfg to 1."
+                f"cfg is {cfg:g} but there is no negative; connect Encode Negative (Kiwi-Edit), through Source Video, "
+                "or set cfg to 1."
             )
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         frames = samples.shape[2]

@@ -38,6 +38,8 @@ def check_file(path: str | os.PathLike) -> Path:
         # The length of a header can look like the start of a pickle, but a brace follows it.
         if path.suffix in _PICKLES or start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] not in (b"{", b"")):
             raise ValueError(f"{path} is a pickle, which can run code; use this model as .safetensors.") from None
+        if path.suffix.lower() not in (".safetensors", ".sft"):
+            raise ValueError(f"{path} is no safetensors file; choose one.") from None
         raise ValueError(f"{path} is damaged or incomplete ({error}); download or copy it again.") from None
 
 

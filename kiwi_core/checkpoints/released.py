@@ -32,6 +32,10 @@ def check(folder: str | os.PathLike) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; name the downloaded model folder.")
     index = folder / "model_index.json"
+    if not index.is_file() and not any((folder / name).is_dir() for name in _FOLDERS):
+        raise FileNotFoundError(
+            f"{folder} is no released model folder; name the one that holds model_index.json and transformer/."
+        )
     named = files.read_json(index).get("ref_embedder") if index.is_file() else None
     wanted = (*_FOLDERS, "ref_embedder") if named and named[0] else _FOLDERS
     missing = [name for name in wanted if not (folder / name).is_dir()]

@@ -95,6 +95,10 @@ def edit(
         raise ValueError(f"--shift is {shift}; use a number above 0 (the model was trained with 5).")
     if not 0 <= guidance < math.inf:
         raise ValueError(f"--guidance is {guidance}; use a number from 0 on, 1 for none.")
+    if negative_prompt and guidance == 1:
+        raise ValueError("--negative-prompt does nothing without --guidance; add --guidance 3, say, or leave it out.")
+    if steps > 1000:
+        raise ValueError(f"--steps is {steps}; use 1 to 1000.")
     if feather < 0:
         raise ValueError(f"--feather is {feather}; use 0 or more pixels.")
     if not 0 <= seed < 2**63:

@@ -54,7 +54,7 @@ def released_values(node):
     for slot in node["inputs"]:
         if "widget" in slot:
             names.append(slot["widget"]["name"])
-            if slot["name"] == "seed":
+            if slot["name"] in ("seed", "index"):  # both count on after a run
                 names.append("control_after_generate")
     values = dict(zip(names, node.get("widgets_values", []), strict=True))
     return {name: value for name, value in values.items() if name not in ("control_after_generate", "upload")}

@@ -118,7 +118,7 @@ def test_guidance_works_in_windows(pack, loaded, edit):
 
 @pytest.mark.parametrize("cfg", [0.0, 2.0])
 def test_guidance_without_a_negative_is_refused(pack, loaded, edit, cfg):
-    with pytest.raises(ValueError, match="no negative; connect one") as refused:
+    with pytest.raises(ValueError, match="no negative; connect Encode Negative") as refused:
         sample(pack, loaded.model, edit, cfg, with_negative=False)
     assert str(refused.value).count(". ") == 0
 

@@ -224,6 +224,8 @@ def test_a_damaged_sound_track_does_not_cost_the_edit(run, tmp_path, caplog):
         ({"frames": 0}, "--frames"),
         ({"max_pixels": 0}, "--max-pixels"),
         ({"steps": 0}, "--steps"),
+        ({"steps": 1001}, "--steps is 1001; use 1 to 1000"),
+        ({"negative_prompt": "blurry"}, "without --guidance"),
         ({"shift": -1}, "--shift"),
         ({"shift": math.nan}, "--shift"),
         ({"seed": -1}, "--seed"),

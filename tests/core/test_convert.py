@@ -346,7 +346,7 @@ def test_the_command_says_what_it_wrote(random_model, tmp_path, capsys):
 
 REFUSED = {
     "missing": ({"source": "nothing.safetensors"}, "does not exist"),
-    "a folder of something else": ({"source": "."}, "lacks transformer"),
+    "a folder of something else": ({"source": "."}, "is no released model folder; name the one"),
     "not a model": ({"source": "other.safetensors"}, "no part of a Kiwi-Edit model"),
     "a pickle": ({"source": "model.pth"}, "pickle"),
     "parts of a whole model": ({"source": "released", "vae": "comfyui/vae.x"}, "released folder .* without --vae"),
