@@ -57,7 +57,8 @@ def released_values(node):
             if slot["name"] in ("seed", "index"):  # both count on after a run
                 names.append("control_after_generate")
     values = dict(zip(names, node.get("widgets_values", []), strict=True))
-    return {name: value for name, value in values.items() if name not in ("control_after_generate", "upload")}
+    linked = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
+    return {n: value for n, value in values.items() if n not in ("control_after_generate", "upload", *linked)}
 
 
 def test_an_unknown_node_is_complained_of(canvas):
