@@ -1,6 +1,7 @@
 """What the registry's package holds loads and runs; its metadata is what ComfyUI reads."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -36,8 +37,11 @@ def packed(tmp_path_factory):
 
 def test_the_package_holds_what_comfyui_shows_and_no_more(packed):
     assert {path.name for path in packed.iterdir() if path.is_dir()} == {
-        "kiwi_core", "nodes", "web", "locales", "subgraphs", "workflows"
+        "kiwi_core", "nodes", "training", "web", "locales", "subgraphs", "workflows"
     }  # fmt: skip
+    project = (packed / "pyproject.toml").read_text(encoding="utf-8")
+    for package in json.loads(re.search(r"^packages = (\[.*\])$", project, re.M)[1]):  # so that pip can install it, too
+        assert (packed / package.replace(".", "/") / "__init__.py").is_file()
     assert (packed / "workflows" / "quick_edit.jpg").is_file()
     assert sum(path.stat().st_size for path in packed.rglob("*") if path.is_file()) < 5e6
 
