@@ -11,7 +11,7 @@ OLDEST_PACKAGES := transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36
 	httpx==0.28.1 httpcore==1.0.9
 
 .PHONY: help install demo test test-library test-library-oldest test-comfyui test-comfyui-oldest test-browser lint \
-	bench workflows locales browser clean
+	bench bench-training workflows locales browser clean
 .NOTPARALLEL:
 
 help: ## list these commands
@@ -64,6 +64,9 @@ browser: install
 
 lint: install ## check the code's style and safety
 	$(BIN)/ruff check
+
+bench-training: install ## measure training: caching, batches, memory; on a GPU also the published sizes
+	$(BIN)/python tools/bench_training.py
 
 bench: install ## time the model's parts against their yardsticks
 	$(BIN)/python tools/bench.py

@@ -20,7 +20,7 @@ import av
 import numpy as np
 from av.filter import Graph
 from av.stream import Disposition
-from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
 from .atomic import replacing
 from .geometry import resize_frames
@@ -59,6 +59,16 @@ class Clip:
     path: Path
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What :func:`load_video` gives of a file, without the pixels: sides in pixels, frames a second."""
+
+    frames: int
+    height: int
+    width: int
+    frame_rate: Fraction
+
+
 def load_video(path: str | os.PathLike, max_frames: int | None = None, background: str = "white") -> Clip:
     """Decode a video or a picture: in presentation order, upright, at most the first ``max_frames`` frames.
 
@@ -72,6 +82,18 @@ def load_video(path: str | os.PathLike, max_frames: int | None = None, backgroun
         path, max_frames, background
     )
     return Clip(frames, frame_rate, path)
+
+
+def probe(path: str | os.PathLike, decode: bool = False) -> Probe:
+    """Number of frames, upright size and frame rate of a video or a picture.
+
+    Only the first frame is decoded: the header says how many there are, or else the packets are counted. With
+    ``decode`` every frame is decoded and counted, one at a time, which finds damage without holding the clip.
+
+    Raises as :func:`load_video` does.
+    """
+    path = _checked_file(path)
+    return _probe_picture(path, decode) or _probe_stream(path, decode)
 
 
 def load_image(image: str | os.PathLike | Image.Image) -> Image.Image:
@@ -273,8 +295,28 @@ def _read_picture(path: Path, max_frames: int | None, background: str) -> tuple[
         for image in islice(ImageSequence.Iterator(opened), min(count, max_frames or count)):
             images.append(_to_rgb(image, background))
             milliseconds += image.info.get("duration") or 100  # as browsers do where a GIF gives none
-    rate = Fraction(1000 * len(images), round(milliseconds)) if count > 1 else Fraction(1)
-    return _stack_images(images, f"The frames of {path}"), rate
+    return _stack_images(images, f"The frames of {path}"), _picture_rate(count, len(images), milliseconds)
+
+
+def _probe_picture(path: Path, decode: bool) -> Probe | None:
+    """None if the file is not a picture."""
+    if not _is_picture(path):
+        return None
+    with _picture_errors(path), Image.open(path) as opened:
+        count = getattr(opened, "n_frames", 1) if opened.format in _ANIMATED else 1
+        width, height = opened.size
+        if opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # these turn the picture by a quarter
+            width, height = height, width
+        milliseconds = 0
+        for image in islice(ImageSequence.Iterator(opened), count):
+            if decode or count > 1:  # a WebP knows the duration of a frame only once that is decoded
+                image.load()
+            milliseconds += image.info.get("duration") or 100
+    return Probe(count, height, width, _picture_rate(count, count, milliseconds))
+
+
+def _picture_rate(frames_in_file: int, frames_read: int, milliseconds: float) -> Fraction:
+    return Fraction(1000 * frames_read, round(milliseconds)) if frames_in_file > 1 else Fraction(1)
 
 
 def _is_picture(path: Path) -> bool:
@@ -288,11 +330,9 @@ def _is_picture(path: Path) -> bool:
 
 def _read_stream(path: Path, max_frames: int | None, background: str) -> tuple[np.ndarray, Fraction]:
     with _open_media(path) as container:
-        stream = _video_stream(container)
-        if stream is None:
-            raise ValueError(f"{path} has no video in it; give a video or an image.")
+        stream = _needed_stream(container, path)
         stream.thread_type = "AUTO"
-        rate = stream.average_rate or stream.guessed_rate or 1
+        rate = _stream_rate(stream)
         frames, count = None, 0
         try:
             for frame in islice(container.decode(stream), max_frames):
@@ -303,7 +343,7 @@ def _read_stream(path: Path, max_frames: int | None, background: str) -> tuple[n
                     graph = _colour_graph({"template": stream}, "rgba" if has_alpha else "gbrp")
                     turns = round(frame.rotation / 90) % 4  # counter-clockwise like np.rot90
                 elif (frame.width, frame.height) != size:
-                    raise ValueError(f"{path} changes its size at frame {count + 1}; export it in one size.")
+                    raise _size_change(path, count)
                 graph.push(frame)
                 pixels = graph.pull().to_ndarray()
                 pixels = np.rot90(_array_frames(pixels, None, background)[0], turns)
@@ -315,11 +355,67 @@ def _read_stream(path: Path, max_frames: int | None, background: str) -> tuple[n
                 frames[count] = pixels
                 count += 1
         except av.FFmpegError as error:
-            raise ValueError(f"{path} is damaged after {count} frames; export it again.") from error
+            raise _damage(path, count) from error
     if not count:
-        raise ValueError(f"{path} has no frames that can be decoded; export it again.")
+        raise _no_frames(path)
     frames.resize((count, *frames.shape[1:]), refcheck=False)  # in place, unlike a slice or a copy
-    return frames, Fraction(rate)
+    return frames, rate
+
+
+def _probe_stream(path: Path, decode: bool) -> Probe:
+    with _open_media(path) as container:
+        stream = _needed_stream(container, path)
+        if decode:
+            stream.thread_type = "AUTO"
+        rate, known = _stream_rate(stream), _header_frames(stream)
+        first, packets, decoded = None, 0, 0
+        try:
+            for packet in container.demux(stream):
+                packets += packet.size > 0 and not packet.is_discard
+                if decode or first is None:
+                    for frame in packet.decode():
+                        first = first or frame
+                        if (frame.width, frame.height) != (first.width, first.height):
+                            raise _size_change(path, decoded)
+                        decoded += 1
+                elif known:
+                    break
+        except av.FFmpegError as error:
+            raise _damage(path, decoded) from error
+        if first is None:
+            raise _no_frames(path)
+        height, width = first.height, first.width
+        if round(first.rotation / 90) % 2:
+            height, width = width, height
+    return Probe(decoded if decode else known or packets, height, width, rate)
+
+
+def _header_frames(stream: av.VideoStream) -> int:
+    """The header's number of frames, 0 if there is none or it cannot be trusted.
+
+    An edit list, as trimming without encoding writes it, hides frames: the number still counts them, the length
+    does not.
+    """
+    if not stream.frames or not stream.duration:
+        return 0
+    shown = stream.duration * stream.time_base * _stream_rate(stream)
+    return stream.frames if abs(shown - stream.frames) < 0.5 else 0
+
+
+def _stream_rate(stream: av.VideoStream) -> Fraction:
+    return Fraction(stream.average_rate or stream.guessed_rate or 1)
+
+
+def _size_change(path: Path, count: int) -> ValueError:
+    return ValueError(f"{path} changes its size at frame {count + 1}; export it in one size.")
+
+
+def _damage(path: Path, count: int) -> ValueError:
+    return ValueError(f"{path} is damaged after {count} frames; export it again.")
+
+
+def _no_frames(path: Path) -> ValueError:
+    return ValueError(f"{path} has no frames that can be decoded; export it again.")
 
 
 def _open_media(path: Path) -> av.container.InputContainer:
@@ -328,6 +424,13 @@ def _open_media(path: Path) -> av.container.InputContainer:
         return av.open(f"file:{path}", options={"format_whitelist": _DEMUXERS})
     except (av.FFmpegError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a video or image; export it as .mp4.") from error
+
+
+def _needed_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    stream = _video_stream(container)
+    if stream is None:
+        raise ValueError(f"{path} has no video in it; give a video or an image.")
+    return stream
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,12 +77,14 @@ class MLLMInputs:
 class Vision:
     """A picture or a clip as the vision tower takes it."""
 
-    pixel_values: torch.Tensor
-    """float32 ``[N, 1176]``."""
+    pixel_values: torch.Tensor | None
+    """float32 ``[N, 1176]``; None where the features are given."""
     grid_thw: torch.Tensor
     """int64 ``[1, 3]``: frame pairs, patch rows, patch columns."""
     token_mask: torch.Tensor
     """bool ``[1, L]``: where its features are put in."""
+    features: torch.Tensor | None = None
+    """``[N / 4, D]`` of the vision tower, if they are known already."""
 
 
 def smart_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -232,49 +234,86 @@ def build_inputs(
         ValueError: empty instruction, a reserved token in it, a picture too narrow, a mode without queries.
     """
     limits = limits or VisionLimits()
+    check_prompt(prompt, allow_empty)
+    references = [] if reference is None else [reference] if isinstance(reference, np.ndarray) else list(reference)
+    mode = mode_of(len(frames), len(references))
+    check_mode(mode, num_queries)
+    patched = [patchify_source(frames, mode, limits)]
+    patched += [patchify_reference(picture, limits) for picture in references]
+    if rounding == "shipped":
+        patched = [(pixels.to(torch.bfloat16).float(), grid) for pixels, grid in patched]
+    grids = [grid for _, grid in patched]
+    inputs = assemble(tokenizer, prompt, mode, num_queries[mode], grids, limits.tokens_per_second)
+    vision = tuple(replace(part, pixel_values=pixels) for part, (pixels, _) in zip(inputs.vision, patched))
+    return replace(inputs, vision=vision)
+
+
+def mode_of(num_frames: int, num_references: int) -> str:
+    """Which queries a sample uses: "image", "video" or "ref"."""
+    return "ref" if num_references else "image" if num_frames == 1 else "video"
+
+
+def check_prompt(prompt: str, allow_empty: bool = False) -> None:
+    """ValueError for an empty instruction."""
     if not allow_empty and (not prompt or not prompt.strip()):
         raise ValueError("The instruction is empty; say in a sentence what to change.")
-    references = [] if reference is None else [reference] if isinstance(reference, np.ndarray) else list(reference)
-    mode = "ref" if references else "image" if len(frames) == 1 else "video"
-    count = num_queries[mode]
-    if not count:
+
+
+def check_mode(mode: str, num_queries: Mapping[str, int]) -> None:
+    """ValueError for a mode without queries."""
+    if not num_queries[mode]:
         wanted = {"ref": "reference pictures", "video": "videos", "image": "single images"}[mode]
         raise ValueError(f"This checkpoint was not trained for {wanted}; use one that was.")
 
-    if mode == "image":
-        pictures = [resize_image(frames[0])]
-    else:
-        pictures = [resize_video(sample_frames(frames), limits.max_pixels_per_frame)]
-    pictures += [resize_image(picture, limits.max_object_token * MERGED**2) for picture in references]
-    patched = [patchify(pixels) for pixels in pictures]
-    sizes = [int(grid.prod()) // MERGE_SIZE**2 for _, grid in patched]
 
-    text = chat_text(prompt, mode, count, sizes)
+def patchify_source(frames: np.ndarray, mode: str, limits: VisionLimits) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and grid of the source, uint8 ``[T, H, W, 3]``; see :func:`patchify`."""
+    if mode == "image":
+        return patchify(resize_image(frames[0]))
+    return patchify(resize_video(sample_frames(frames), limits.max_pixels_per_frame))
+
+
+def patchify_reference(picture: np.ndarray, limits: VisionLimits) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and grid of a reference, uint8 ``[H, W, 3]``; see :func:`patchify`."""
+    return patchify(resize_image(picture, limits.max_object_token * MERGED**2))
+
+
+def assemble(
+    tokenizer: Tokenizer,
+    prompt: str,
+    mode: str,
+    num_queries: int,
+    grids: Sequence[torch.Tensor],
+    tokens_per_second: int,
+) -> MLLMInputs:
+    """The sequence around pictures of these grids (``[1, 3]`` each, the source first), without their pixels.
+
+    Raises:
+        ValueError: a reserved token in the instruction.
+    """
+    sizes = [int(grid.prod()) // MERGE_SIZE**2 for grid in grids]
+    text = chat_text(prompt, mode, num_queries, sizes)
     input_ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False).ids])
     query_mask = input_ids == tokenizer.token_to_id(QUERY_TOKEN)
     picture_mask = sum(input_ids == tokenizer.token_to_id(f"<|{kind}_pad|>") for kind in ("image", "video")).bool()
-    if int(query_mask.sum()) != count or int(picture_mask.sum()) != sum(sizes):
+    if int(query_mask.sum()) != num_queries or int(picture_mask.sum()) != sum(sizes):
         raise ValueError("The instruction contains a reserved token such as <|image_pad|>; write it in plain words.")
 
     slots = picture_mask[0].nonzero().flatten().split(sizes)
     vision = tuple(
-        Vision(
-            pixels.to(torch.bfloat16).float() if rounding == "shipped" else pixels,
-            grid,
-            torch.zeros_like(picture_mask).index_fill_(1, slot, True),
-        )
-        for (pixels, grid), slot in zip(patched, slots)
+        Vision(None, grid, torch.zeros_like(picture_mask).index_fill_(1, slot, True))
+        for grid, slot in zip(grids, slots)
     )
     length = input_ids.shape[1]
     return MLLMInputs(
         mode=mode,
         input_ids=input_ids,
         position_ids=mrope_positions(
-            [(int(slot[0]), part.grid_thw) for slot, part in zip(slots, vision)], length, limits.tokens_per_second
+            [(int(slot[0]), grid) for slot, grid in zip(slots, grids)], length, tokens_per_second
         ),
         vision=vision,
         query_mask=query_mask,
-        query_slice=slice(length - count, length),
+        query_slice=slice(length - num_queries, length),
         reference_slice=_reference_positions(slots[1:]),
     )
 
@@ -286,26 +325,47 @@ def _reference_positions(slots: Sequence[torch.Tensor]) -> slice | torch.Tensor 
 
 
 def run(
-    inputs: MLLMInputs,
+    batch: Sequence[MLLMInputs],
     connector: torch.nn.Module,
     embed_tokens: Callable[[torch.Tensor], torch.Tensor],
     encode_vision: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     language_model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     device: torch.device,
 ) -> torch.Tensor:
-    """One pass of any back end: context ``[1, N, dit_dim]``.
+    """One pass of any back end over a batch: contexts ``[B, N, dit_dim]``.
+
+    Shorter sequences are filled up at their end, which a causal model's earlier states do not see.
 
     Args:
-        embed_tokens: ids ``[1, L]`` -> ``[1, L, D]``. encode_vision: (pixels, grid) -> ``[tokens, D]``.
-        language_model: (embeddings, position ids) -> states after the final norm, ``[1, L, D]``.
+        embed_tokens: ids ``[B, L]`` -> ``[B, L, D]``. encode_vision: (pixels, grid) -> ``[tokens, D]``.
+        language_model: (embeddings, position ids ``[3, B, L]``) -> states after the final norm, ``[B, L, D]``.
+
+    Raises:
+        ValueError: samples whose contexts differ in length.
     """
-    embeds = embed_tokens(inputs.input_ids.to(device))
-    for part in inputs.vision:
-        features = encode_vision(part.pixel_values.to(device), part.grid_thw.to(device))
-        embeds[part.token_mask.to(device)] = features.to(embeds.dtype)
-    embeds[inputs.query_mask.to(device)] = connector.queries(inputs.mode).to(embeds)
-    states = language_model(embeds, inputs.position_ids.to(device))
-    return connector(states, inputs.query_slice, inputs.reference_slice)
+    length = max(inputs.input_ids.shape[1] for inputs in batch)
+
+    def padded(name: str) -> torch.Tensor:
+        rows = (getattr(inputs, name) for inputs in batch)
+        return torch.cat([F.pad(row, (0, length - row.shape[-1])) for row in rows], dim=-2).to(device)
+
+    embeds = embed_tokens(padded("input_ids"))
+    for row, inputs in enumerate(batch):
+        for part in inputs.vision:
+            features = part.features
+            if features is None:
+                features = encode_vision(part.pixel_values.to(device), part.grid_thw.to(device))
+            slots = part.token_mask[0].nonzero().flatten().to(device)
+            embeds[row, slots] = features.to(embeds)
+        slots = inputs.query_mask[0].nonzero().flatten().to(device)
+        embeds[row, slots] = connector.queries(inputs.mode).to(embeds)
+    states = language_model(embeds, padded("position_ids"))
+    contexts = [
+        connector(states[row : row + 1], inputs.query_slice, inputs.reference_slice) for row, inputs in enumerate(batch)
+    ]
+    if len({context.shape[1] for context in contexts}) > 1:
+        raise ValueError("A batch needs contexts of one length; put samples with pictures of one size together.")
+    return torch.cat(contexts)
 
 
 def load_tokenizer(tokenizer_json: str) -> Tokenizer:

@@ -75,13 +75,14 @@ class MLLMEncoder(torch.nn.Module):
             self.tokenizer, prompt, frames, reference, self.connector.num_queries, self.limits, rounding, allow_empty
         )
 
-    def forward(self, inputs: mllm.MLLMInputs) -> torch.Tensor:
-        """Context ``[1, N, dit_dim]``."""
-        text, visual = self.model.language_model, self.model.visual
+    def encode_vision(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """Features ``[tokens, D]`` of a picture or clip; see :class:`kiwi_core.mllm.Vision`."""
+        features = self.model.visual(pixels.to(self.dtype), grid_thw=grid)
+        return getattr(features, "pooler_output", features)  # transformers 5 wraps them
 
-        def encode_vision(pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-            features = visual(pixels.to(self.dtype), grid_thw=grid)
-            return getattr(features, "pooler_output", features)  # transformers 5 wraps them
+    def forward(self, inputs: mllm.MLLMInputs | Sequence[mllm.MLLMInputs]) -> torch.Tensor:
+        """Context ``[B, N, dit_dim]`` of one sample, or of several whose contexts are of one length."""
+        text = self.model.language_model
 
         def language_model(embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             # An explicit mask keeps transformers 4.57 from taking the positions for packed sequences.
@@ -89,4 +90,5 @@ class MLLMEncoder(torch.nn.Module):
             states = text(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
             return states.last_hidden_state
 
-        return mllm.run(inputs, self.connector, text.embed_tokens, encode_vision, language_model, self.device)
+        batch = [inputs] if isinstance(inputs, mllm.MLLMInputs) else inputs
+        return mllm.run(batch, self.connector, text.embed_tokens, self.encode_vision, language_model, self.device)

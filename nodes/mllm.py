@@ -112,7 +112,7 @@ class KiwiMLLM:
             [self.patcher, connector.patcher], memory_required=model.activation_bytes(inputs)
         )
         context = mllm.run(
-            inputs,
+            [inputs],
             connector.patcher.model,
             model.embed_tokens,
             model.encode_vision,

@@ -11,7 +11,6 @@ import importlib
 import statistics
 import tempfile
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,9 +19,8 @@ import numpy as np
 import random_model
 import torch
 from diffusers import WanTransformer3DModel
+from peak import PeakBytes
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from kiwi_core import KiwiEditPipeline, schedule, vae, windows
 from kiwi_core.conditioning import PatchEmbedder
@@ -134,28 +132,6 @@ def encoding(pipeline: KiwiEditPipeline) -> None:
         for name, (ours, theirs) in parts.items():
             mine, other, ratio = alternating(ours, theirs, 5)
             row(name, f"{ratio:.3f}", f"{mine * 1e3:.0f} / {other * 1e3:.0f} ms, 17 frames of 192x128")
-
-
-class PeakBytes(TorchDispatchMode):
-    """The most bytes of tensors made under it that lived at once, on any device."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-
-    def _freed(self, size: int) -> None:
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and id(storage := leaf.untyped_storage()) not in known:
-                known.add(id(storage))
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
 
 
 def long_video(pipeline: KiwiEditPipeline) -> None:

@@ -46,7 +46,7 @@ def add_noise(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -
     return ((1 - sigma) * latents + sigma * noise).to(latents.dtype)
 
 
-def flow_match_loss(
+def losses(
     transformer: torch.nn.Module,
     source_embedder: torch.nn.Module | None,
     ref_embedder: torch.nn.Module | None,
@@ -59,7 +59,7 @@ def flow_match_loss(
     reference_first: bool = False,
     rounding: str = "shipped",
 ) -> torch.Tensor:
-    """Weighted mean squared error of the predicted velocity (noise minus latents).
+    """Weighted mean squared error of the predicted velocity (noise minus latents), of each sample.
 
     Args:
         transformer: a ``KiwiTransformer3DModel``. source_embedder, ref_embedder: its ``PatchEmbedder``s; unused ones
@@ -70,20 +70,50 @@ def flow_match_loss(
         reference_first: ``ref_pad_first``.
 
     Returns:
-        A float32 scalar.
+        float32 ``[B]``.
     """
     timestep, index = lookup(timestep_id, rounding)
     sigma, weight = training_sigmas()[index], timestep_weights()[index].to(latents.device)
-    velocity = transformer(
-        add_noise(latents, noise, sigma),
-        timestep.to(latents.device),
+    velocity = predict(
+        *(transformer, source_embedder, ref_embedder),
+        *(add_noise(latents, noise, sigma), timestep, sigma, context, source_latents, reference_latents),
+        reference_first=reference_first,
+        rounding=rounding,
+    )
+    return weight * (velocity.float() - (noise - latents).float()).square().mean(dim=(1, 2, 3, 4))
+
+
+def predict(
+    transformer: torch.nn.Module,
+    source_embedder: torch.nn.Module | None,
+    ref_embedder: torch.nn.Module | None,
+    noisy: torch.Tensor,
+    timestep: torch.Tensor,
+    sigma: torch.Tensor,
+    context: torch.Tensor,
+    source_latents: torch.Tensor | None = None,
+    reference_latents: torch.Tensor | None = None,
+    reference_first: bool = False,
+    rounding: str = "shipped",
+) -> torch.Tensor:
+    """Velocity of noisy latents; the other arguments as in :func:`losses`.
+
+    Args:
+        timestep, sigma: ``[B]`` or ``[1]``.
+    """
+    return transformer(
+        noisy,
+        timestep.to(noisy.device),
         context,
         source=source_embedder(source_latents) if source_latents is not None else None,
-        source_sigma=sigma.to(latents.device),
+        source_sigma=sigma.to(noisy.device),
         reference=ref_embedder(reference_latents) if reference_latents is not None else None,
         reference_first=reference_first,
         rounding=rounding,
         return_dict=False,
     )[0]
-    error = (velocity.float() - (noise - latents).float()).square().mean(dim=(1, 2, 3, 4))
-    return (weight * error).mean()
+
+
+def flow_match_loss(*args, **kwargs) -> torch.Tensor:
+    """The published loss of a batch, a scalar: the mean of :func:`losses`."""
+    return losses(*args, **kwargs).mean()

@@ -94,9 +94,11 @@ def read_json(path: str | os.PathLike) -> dict:
     return value
 
 
-def save_tensors(tensors: Mapping[str, lazy.Tensor], path: str | os.PathLike) -> None:
-    """Write a safetensors file, whole or not at all."""
-    streaming.write_file(tensors, path)
+def save_tensors(
+    tensors: Mapping[str, lazy.Tensor], path: str | os.PathLike, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all; ``metadata`` goes into its header."""
+    streaming.write_file(tensors, path, metadata)
 
 
 def save_json(value: Mapping, path: str | os.PathLike) -> None:

@@ -24,9 +24,9 @@ Progress = Callable[[int], object]
 class FileLayout:
     """Where each tensor of a file stands: the widest types first, so that all are aligned, then by name."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None):
         self.tensors = tensors
-        entries: dict = {"__metadata__": {"format": "pt"}}
+        entries: dict = {"__metadata__": {"format": "pt", **(metadata or {})}}
         begins, end = {}, 0
         for name in sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype], name)):
             tensor = tensors[name]
@@ -73,9 +73,11 @@ def write_all(file: BinaryIO, data) -> None:
         data = data[file.write(data) :]
 
 
-def write_file(tensors: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+def write_file(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write one file, whole or not at all."""
-    layout = FileLayout(tensors)
+    layout = FileLayout(tensors, metadata)
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as file:
         write_all(file, layout.header)
         for name in layout.begins:

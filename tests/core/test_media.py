@@ -16,6 +16,7 @@ from kiwi_core.media import (
     contact_sheet,
     load_image,
     load_video,
+    probe,
     save_video,
     side_by_side,
 )
@@ -100,6 +101,15 @@ def shift_between(sound: np.ndarray, expected: np.ndarray, reach: int = 1500) ->
     length = min(len(sound), len(expected)) - 2 * reach
     middle = expected[reach : reach + length]
     return max(range(-reach, reach + 1), key=lambda s: float(middle @ sound[reach + s : reach + s + length]))
+
+
+def assert_probed(path) -> None:
+    """A probe, with and without decoding, says what loading the file gives."""
+    clip = load_video(path)
+    for decode in (False, True):
+        found = probe(path, decode)
+        assert (found.frames, found.height, found.width) == clip.frames.shape[:3]
+        assert found.frame_rate == clip.frame_rate
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
@@ -192,6 +202,7 @@ def test_rotated_phone_videos_come_out_upright(tmp_path, turn, matrix):
     # A matrix (0, 1, -1, 0) asks players to turn the picture clockwise by a quarter.
     assert corners(read[0]) == corners(np.rot90(quadrants(), turn))
     assert read.shape[1:3] == ((48, 32) if turn % 2 else (32, 48))
+    assert_probed(path)
 
 
 def test_videos_with_transparency_are_composited_on_white(tmp_path):
@@ -218,6 +229,7 @@ def test_variable_frame_rate_becomes_its_average(tmp_path):
             frame.pts, frame.time_base = time, Fraction(1, 30)
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
+    assert_probed(tmp_path / "vfr.mp4")
     clip = load_video(tmp_path / "vfr.mp4")
     assert len(clip.frames) == 10 and clip.frame_rate == Fraction(10 * 30, 22)
 
@@ -238,6 +250,46 @@ def test_gif_keeps_count_and_length(tmp_path):
     assert len(clip.frames) == 8 and abs(len(frames) / 15 - 8 / clip.frame_rate) <= 0.01
     assert difference(clip.frames, frames) == 0
     assert len(load_video(tmp_path / "look.gif", max_frames=3).frames) == 3
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.gif", "a.png", "a.jpg", "a.webp"])
+def test_probes_tell_what_loading_gives(tmp_path, name):
+    frames = solid(COLOURS)[: 1 if name[-3:] in ("png", "jpg", "ebp") else None]
+    assert_probed(save_video(tmp_path / name, frames, NTSC))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.gif"])
+def test_probes_know_the_lengths_of_moving_pictures(tmp_path, name):
+    first, *rest = map(Image.fromarray, solid(COLOURS))
+    first.save(tmp_path / name, save_all=True, append_images=rest, duration=[40, 200] * 4)
+    assert probe(tmp_path / name).frame_rate == Fraction(8000, 960)
+    assert_probed(tmp_path / name)
+
+
+def test_probes_do_not_count_what_an_edit_list_hides(tmp_path):
+    whole = save_video(tmp_path / "whole.mp4", solid(COLOURS * 2), 10)
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "cut.mp4"), "w") as output:
+        stream = source.streams.video[0]
+        copy = output.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                shift = round(Fraction(7, 10) / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+                output.mux(packet)
+    assert probe(tmp_path / "cut.mp4").frames == 9
+    assert_probed(tmp_path / "cut.mp4")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.jpg"])
+def test_probes_decode_everything_only_when_told_to(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), np.uint8)
+    path = save_video(tmp_path / name, noise[: 1 if name == "a.jpg" else None], 10)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert (probe(path).frames, probe(path).width) == (1 if name == "a.jpg" else 12, 64)
+    try:
+        assert probe(path, decode=True).frames < 12 and name == "a.mp4"
+    except ValueError as error:
+        assert name in str(error)
 
 
 def transparent(mode: str) -> Image.Image:
@@ -292,6 +344,7 @@ def test_exif_orientation_is_honoured(tmp_path):
     exif[ORIENTATION] = 6  # turn clockwise by a quarter to see it upright
     Image.fromarray(quadrants()).save(tmp_path / "phone.jpg", exif=exif, quality=95, subsampling=0)
     upright = corners(np.rot90(quadrants(), -1))
+    assert_probed(tmp_path / "phone.jpg")
     assert load_image(tmp_path / "phone.jpg").size == (32, 48)
     assert corners(np.asarray(load_image(tmp_path / "phone.jpg"))) == upright
     assert corners(load_video(tmp_path / "phone.jpg").frames[0]) == upright
@@ -415,14 +468,14 @@ def sentence(error) -> str:
     return text
 
 
-@pytest.mark.parametrize("read", [load_video, as_frames, load_image])
+@pytest.mark.parametrize("read", [load_video, as_frames, load_image, probe])
 def test_missing_files_are_named(tmp_path, read):
     with pytest.raises(FileNotFoundError) as error:
         read(tmp_path / "gone.mp4")
     assert "gone.mp4" in sentence(error) and "does not exist" in sentence(error)
 
 
-@pytest.mark.parametrize("read", [load_video, load_image])
+@pytest.mark.parametrize("read", [load_video, load_image, probe])
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.png"])
 @pytest.mark.parametrize(
     "content",

@@ -1,0 +1,273 @@
+"""Runs from their beginning to their end."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import training_data
+from PIL import Image
+from safetensors.torch import load_file
+
+from kiwi_core import KiwiEditPipeline, media
+from training import base, flow_match, metrics, model, trainer
+from training.batches import collate
+from training.data.loader import Sample
+from training.encode import Encoder
+
+
+def losses(config) -> list[float]:
+    return [line["loss"] for line in metrics.read(Path(config.output)) if "loss" in line]
+
+
+def test_a_run_leaves_weights_numbers_and_plots(quick):
+    config = quick(steps=3)
+    trainer.train(config)
+    folder = Path(config.output)
+    lines = metrics.read(folder)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert {"loss", "loss/kind/image", "loss/kind/video", "loss/kind/ref", "lr", "gradient_norm"} <= lines[0].keys()
+    assert any(name.startswith("loss/sigma/") for name in lines[0])
+    weights = load_file(folder / "exports" / "training.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    for name in ("loss.png", "loss_by_part.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 500
+    assert json.loads((folder / "config.json").read_text())["recipe"] == "tiny_stage3"
+
+
+def test_a_cached_run_has_the_losses_of_an_uncached_one(quick):
+    cached, uncached = quick(output="cached", steps=2), quick(output="uncached", steps=2, cache="")
+    trainer.train(cached)
+    trainer.train(uncached)
+    assert losses(cached) == losses(uncached)
+
+
+def test_a_cached_style_has_the_losses_of_an_uncached_one(quick):
+    """Its language model is frozen, so that whole contexts are cached."""
+    given = {"recipe": "tiny_style_lora", "steps": 2, "kinds": ("video", "ref")}
+    cached, uncached = quick(output="cached", **given), quick(output="uncached", cache="", **given)
+    from training.cache_data import cache_data
+
+    folder = str(Path(cached.output).parent / "style_cache")
+    cached = cached.replace(cache=folder)
+    assert cache_data(cached).made == 8
+    trainer.train(cached)
+    trainer.train(uncached)
+    assert losses(cached) == losses(uncached)
+
+
+def test_batches_do_not_change_what_a_sample_teaches(quick):
+    """The gradient of a batch is the mean of its samples': one update with four samples, however they are batched."""
+    runs = []
+    for size in (1, 2, 4):
+        config = quick(output=f"by{size}", steps=1, batch_size=size, accumulation=4 // size, kinds=("ref",), lr=1e-3)
+        trainer.train(config)
+        runs.append((losses(config), load_file(Path(config.output) / "exports" / "training.safetensors")))
+    # Which samples make a batch depends on its size, but with four of them all come once.
+    for loss, weights in runs[1:]:
+        assert loss == pytest.approx(runs[0][0], rel=0.2)
+        assert weights.keys() == runs[0][1].keys()
+
+
+@pytest.fixture(scope="module")
+def built(tiny_model, pairs, tmp_path_factory):
+    """A model as stage 3 trains it, before any step."""
+    config = training_data.config("tiny_stage3", tiny_model / "released", pairs, tmp_path_factory.mktemp("built"))
+    parts, start = base.read(config)
+    return model.from_parts(parts, config, start)
+
+
+def sample(kind: str, seed: int = 3, timestep: int = 400) -> tuple[Sample, dict]:
+    """A sample as a worker hands it over, and what it is made of."""
+    source = training_data.scene(seed, 1 if kind == "image" else training_data.FRAMES)
+    given = {"prompt": "Make it red.", "source": source, "target": 255 - source}
+    if kind == "ref":
+        given["reference"] = training_data.scene(9, 1)[0, :40, :30]
+    clips = {name: given.get(name) for name in ("source", "target", "reference")}
+    return Sample("row", kind, given["prompt"], timestep, 7, 0, 1.0, **clips), given
+
+
+@pytest.mark.parametrize("kind", ["image", "video", "ref"])
+def test_the_loss_is_the_published_one_of_what_the_pipeline_encodes(built, kind):
+    drawn, given = sample(kind)
+    batch = collate(Encoder(built, "cpu"), [drawn])
+    with torch.no_grad():
+        loss = built(batch)
+        pipe = built.pipe
+        reference = given.get("reference")
+        context = pipe.encode_prompt(given["prompt"], given["source"], reference)
+        latents, source = pipe.encode_video(given["target"], 48, 48), pipe.encode_video(given["source"], 48, 48)
+        boxed = None
+        if reference is not None:
+            boxed = pipe._encode_references([Image.fromarray(reference)], 48, 48)
+        noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(7))[None]
+        wanted = flow_match.flow_match_loss(
+            *(pipe.transformer, pipe.source_embedder, pipe.ref_embedder, latents, noise, 400, context, source, boxed)
+        )
+    torch.testing.assert_close(loss[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_samples_of_a_batch_have_the_losses_that_they_have_alone(built):
+    encoder = Encoder(built, "cpu")
+    short, long = (sample("video", seed, timestep)[0] for seed, timestep in ((3, 200), (4, 700)))
+    long.prompt = "A much longer instruction, so that the two sequences differ in length."
+    with torch.no_grad():
+        alone = torch.cat([built(collate(encoder, [each])) for each in (short, long)])
+        together = built(collate(encoder, [short, long]))
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointing_changes_no_gradient(tiny_model, pairs, tmp_path):
+    found = []
+    for checkpointing in (False, True):
+        config = training_data.config(
+            "tiny_stage3", tiny_model / "released", pairs, tmp_path, checkpointing=checkpointing
+        )
+        parts, start = base.read(config)
+        each = model.from_parts(parts, config, start).train()
+        each(collate(Encoder(each, "cpu"), [sample("ref")[0]])).sum().backward()
+        found.append({name: parameter.grad for name, parameter in each.trained().items()})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        if gradient is None:
+            assert found[1][name] is None
+        else:
+            torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_only_what_a_kind_uses_has_gradients(tiny_model, pairs, tmp_path):
+    config = training_data.config("tiny_stage3", tiny_model / "released", pairs, tmp_path)
+    parts, start = base.read(config)
+    built = model.from_parts(parts, config, start).train()
+    built(collate(Encoder(built, "cpu"), [sample("video")[0]])).sum().backward()
+    silent = {name for name, parameter in built.trained().items() if parameter.grad is None}
+    assert {"mllm.connector.image_queries", "mllm.connector.ref_queries"} <= silent
+    assert all("ref" in name or "image" in name for name in silent)
+
+
+def test_a_broken_sample_is_reported_and_left_out_the_same_way_every_time(quick, tmp_path, caplog):
+    table = training_data.write_all(tmp_path / "data", 3)
+    broken = tmp_path / "data" / "video1_edit.mkv"
+    frames = media.load_video(broken).frames
+    media.save_video(broken, frames[:, :40], 12, crf=1)  # found only when the pair is read
+    runs = []
+    for name in ("first", "second"):
+        config = quick(
+            output=name, data=(str(table),), cache="", steps=3, kinds=("video",), batch_size=1, max_broken_share=0.5
+        )
+        trainer.train(config)
+        runs.append(losses(config))
+        (line,) = (Path(config.output) / "broken.jsonl").read_text().splitlines()
+        assert str(broken) in json.loads(line)["problem"]
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == 3
+    assert str(broken) in caplog.text
+
+
+def test_too_many_broken_samples_stop_the_run(quick, tmp_path):
+    table = training_data.write_all(tmp_path / "data", 3)
+    for number in range(2):
+        (tmp_path / "data" / f"video{number}_edit.mkv").write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"2 of 3 samples cannot be read .* raise --max-broken-share"):
+        trainer.train(quick(data=(str(table),), cache="", kinds=("video",)))
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(quick, monkeypatch, what):
+    config = quick(steps=3, save_every=1)
+    if what == "loss":
+        original = model.KiwiModel.forward
+        calls = iter(range(100))
+        monkeypatch.setattr(
+            model.KiwiModel, "forward", lambda *args: original(*args) * (float("nan") if next(calls) == 4 else 1.0)
+        )
+    else:
+        original = trainer.Parallel.clip
+        calls = iter(range(100))
+        monkeypatch.setattr(
+            trainer.Parallel, "clip", lambda *args: float("inf") if next(calls) == 1 else original(*args)
+        )
+    with pytest.raises(ValueError, match=f"The {what} is not finite at update 2 .*bad_batch.safetensors"):
+        trainer.train(config)
+    saved = load_file(Path(config.output) / "bad_batch.safetensors")
+    assert saved["latents"].shape == saved["noise"].shape
+    monkeypatch.undo()
+    trainer.train(config)  # goes on from the first update
+    assert [line["step"] for line in metrics.read(Path(config.output))] == [1, 2, 3]
+
+
+def test_another_run_in_the_same_folder_is_refused(quick):
+    trainer.train(quick(steps=1))
+    with pytest.raises(ValueError, match=r"other settings \(lr is 0.002 there and 0.5 here\)"):
+        trainer.train(quick(steps=2, lr=0.5))
+
+
+def test_samples_and_validation_are_of_held_out_rows(quick):
+    config = quick(steps=2, validation_rows=1, validate_every=1, sample_every=2, sample_rows=1, sample_steps=2)
+    trainer.train(config)
+    folder = Path(config.output)
+    validated = [line for line in metrics.read(folder) if "validation/loss" in line]
+    assert [line["step"] for line in validated] == [0, 1, 2]
+    assert {"validation/kind/ref", "validation/timestep/500"} <= validated[0].keys()
+    sheets = sorted((folder / "samples" / "step-00000002").glob("*_sheet.jpg"))
+    assert len(sheets) == 3
+    clips = list((folder / "samples" / "step-00000002").glob("*.mp4"))
+    assert len(clips) == 2
+    assert media.load_video(clips[0]).frames.shape == (training_data.FRAMES, 48, 48, 3)
+
+
+def test_a_sample_is_what_the_pipeline_samples(built, monkeypatch):
+    from training.samples import sample as euler
+
+    drawn, given = sample("ref")
+    batch = collate(Encoder(built, "cpu"), [drawn])
+
+    built.eval()
+    latents = euler(built, batch, 3)
+    monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: batch.noise.clone())
+    wanted = built.pipe(
+        given["prompt"], given["source"], Image.fromarray(given["reference"]), 48, 48, num_inference_steps=3,
+        output_type="latent", generator=torch.Generator(),
+    ).latents  # fmt: skip
+    torch.testing.assert_close(latents, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_is_the_model_that_was_trained(quick):
+    config = quick(steps=2, exports=("training", "diffusers"), lr=1e-2)
+    trainer.train(config)
+    folder = Path(config.output) / "exports"
+    clip, reference = training_data.scene(3), training_data.scene(9, 1)[0]
+    results = []
+    for pipe in (
+        KiwiEditPipeline.from_pretrained(folder / "diffusers", dtype=torch.float32),
+        _pipe_of_checkpoint(config, folder),
+        KiwiEditPipeline.from_pretrained(config.model, dtype=torch.float32),
+    ):
+        pipe.set_progress_bar_config(disable=True)
+        results.append(
+            pipe(
+                "Make it red.", clip, Image.fromarray(reference), 48, 48, num_inference_steps=2, output_type="latent",
+                generator=torch.Generator().manual_seed(0),
+            ).latents
+        )  # fmt: skip
+    diffusers, checkpoint, untrained = results
+    assert (diffusers - untrained).abs().max() > 0.1
+    assert (diffusers - checkpoint).abs().mean() < 0.02 * (diffusers - untrained).abs().mean()  # one is in bfloat16
+
+
+def _pipe_of_checkpoint(config, folder):
+    model_folder = Path(config.model).parent / "training"
+    return KiwiEditPipeline.from_training_checkpoint(
+        folder / "training.safetensors", mllm=model_folder / "qwen", vae=model_folder / "vae.safetensors",
+        dtype=torch.float32,
+    )  # fmt: skip
+
+
+def test_noise_is_of_the_sample_not_of_the_batch():
+    from training.batches import noise_of
+
+    assert torch.equal(noise_of(5, (2, 3)), noise_of(5, [2, 3]))
+    assert not torch.equal(noise_of(5, (2, 3)), noise_of(6, (2, 3)))
+    assert np.isfinite(noise_of(5, (2, 3)).numpy()).all()

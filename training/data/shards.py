@@ -1,0 +1,81 @@
+"""Rows in WebDataset shards: KEY.src.mp4, KEY.tgt.mp4, KEY.txt or KEY.json, and perhaps KEY.ref.png in a tar."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Media, TarMember
+from .row import Placed, Row
+
+_ROLES = {"src": "source", "tgt": "target", "ref": "reference"}
+
+
+def read_shard(path: Path) -> Iterator[Placed]:
+    """The rows of a tar in the order of their first members; nothing is extracted.
+
+    A key is a member's name, with its folder, up to the first dot of the last part. Members are any video or
+    picture for ``src`` and ``tgt``, a picture for ``ref``; others are left alone. ``.txt`` wins over the
+    ``prompt`` of ``.json``.
+
+    Raises ValueError for what is not an uncompressed tar, and for an incomplete or ambiguous row.
+    """
+    groups: dict[str, dict[str, Media | str]] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                key, role = _split(member.name)
+                if role is None or member.isdir():
+                    continue
+                group = groups.setdefault(key, {})
+                if role in group:
+                    raise ValueError(f"{path} has two members for {key}.{role}, the second is {member.name}; keep one.")
+                if not member.isfile() or member.issparse():
+                    raise ValueError(f"{path}:{member.name} is a link or sparse; pack the file itself.")
+                if role in ("txt", "json"):
+                    group[role] = _text(archive.extractfile(member).read(), f"{path}:{member.name}", role)
+                else:
+                    group[role] = Media(str(path), TarMember(member.name, member.offset_data, member.size))
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is damaged or not an uncompressed tar; pack it again.") from error
+    for key, group in groups.items():
+        for role, name in (("src", "source"), ("tgt", "target")):
+            if role not in group:
+                raise ValueError(f"{path} has no {name} for {key}; add {key}.{role}.mp4.")
+        prompt = group.get("txt", group.get("json"))
+        if prompt is None:
+            raise ValueError(f"{path} has no prompt for {key}; add {key}.txt, or a prompt in {key}.json.")
+        yield f"{path}:{key}", Row(key, group["src"], group["tgt"], prompt, group.get("ref"), str(path))
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """A member's key and role: "src", "tgt", "ref", "txt", "json", or None for members that are no part of a row."""
+    folder, base = posixpath.split(posixpath.normpath(name))
+    stem, _, rest = base.partition(".")
+    role, _, suffix = rest.lower().rpartition(".")
+    key = posixpath.join(folder, stem)
+    if not stem:  # hidden, such as what macOS adds for each file
+        return key, None
+    if not role and suffix in ("txt", "json"):
+        return key, suffix
+    suffixes = PICTURE_SUFFIXES if role == "ref" else PICTURE_SUFFIXES | VIDEO_SUFFIXES
+    return key, role if role in _ROLES and f".{suffix}" in suffixes else None
+
+
+def _text(data: bytes, place: str, role: str) -> str | None:
+    try:
+        text = data.decode("utf-8-sig")
+        if role == "txt":
+            return text.strip()
+        fields = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text; save it as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} line {error.lineno} is not JSON ({error.msg}); correct it.") from error
+    prompt = fields.get("prompt") if isinstance(fields, dict) else None
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(f"{place} has a prompt that is no text; put it in quotes.")
+    return prompt

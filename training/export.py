@@ -1,0 +1,122 @@
+"""What comes out of a run: the official checkpoint, a LoRA for ComfyUI, a whole diffusers folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from kiwi_core.checkpoints import dit_keys, files, lora, released
+from kiwi_core.checkpoints.lazy import LazyTensor, Tensor, apply
+from kiwi_core.checkpoints.lora_dialects import CONNECTOR, DIT, MLLM
+from kiwi_core.checkpoints.parts import Parts
+
+from . import names
+from .base import CHECKPOINT, EXPORTS
+from .config import Config
+
+logger = logging.getLogger(__name__)
+
+
+def metadata(config: Config, data_digest: str, step: int) -> dict[str, str]:
+    """What a file says about where it comes from."""
+    base = Path(config.model).name
+    return {
+        "kiwi_edit.recipe": config.recipe,
+        "kiwi_edit.base": base,
+        "kiwi_edit.start": Path(config.start).name,
+        "kiwi_edit.data": data_digest,
+        "kiwi_edit.step": str(step),
+        # For tools that show what a LoRA was made for.
+        "modelspec.title": Path(config.output).name,
+        "modelspec.architecture": f"kiwi-edit-{config.architecture.lower()}",
+        "ss_base_model_version": base,
+    }
+
+
+def write(
+    config: Config,
+    trained: Mapping[str, torch.Tensor],
+    alphas: Mapping[str, float],
+    parts: Parts | None,
+    start: lora.Lora | None,
+    data_digest: str,
+    step: int,
+) -> list[Path]:
+    """Write the exports that the recipe asks for into ``exports/`` of the run.
+
+    Args:
+        trained: trained parameters (or their averages) by our names. alphas: of the adapters.
+        parts: the model that the run started from, for "diffusers"; ``start`` its adapters that were not trained.
+
+    Returns:
+        The files and folders.
+    """
+    folder = Path(config.output) / EXPORTS
+    made = []
+    changes = names.as_lora(trained, alphas)
+    about = metadata(config, data_digest, step)
+    if "training" in config.exports:
+        tensors = {name: _bf16(tensor) for name, tensor in changes.write("training").tensors.items()}
+        if config.dit == "full" and parts is not None:
+            tensors |= {
+                f"dit.{dit_keys.to_original(name)}": _bf16(tensor)
+                for name, tensor in parts.transformer.items()
+                if ".text_embedder." in name  # not trained, but of the whole DiT
+            }
+        files.save_tensors(tensors, folder / CHECKPOINT, about)
+        made.append(folder / CHECKPOINT)
+    if "comfyui" in config.exports:
+        written = changes.write("comfyui")
+        path = folder / f"{Path(config.output).name}.safetensors"
+        files.save_tensors({name: _bf16(tensor) for name, tensor in written.tensors.items()}, path, about)
+        made.append(path)
+    if "diffusers" in config.exports:
+        if parts is None:
+            raise ValueError("A diffusers folder needs the model that the run started from.")
+        released.write(merged(parts, changes, start), folder / "diffusers")
+        made.append(folder / "diffusers")
+    return made
+
+
+def merged(parts: Parts, changes: lora.Lora, start: lora.Lora | None = None) -> Parts:
+    """The model with all changes merged, one tensor at a time when it is written."""
+    tensors = {
+        DIT: {dit_keys.to_original(name): tensor for name, tensor in parts.transformer.items()},
+        MLLM: dict(parts.mllm),
+        CONNECTOR: dict(parts.connector),
+    }
+    tensors[DIT] |= {dit_keys.SOURCE_PREFIX + name: tensor for name, tensor in parts.source_embedder.items()}
+    tensors[DIT] |= {dit_keys.REFERENCE_PREFIX + name: tensor for name, tensor in parts.ref_embedder.items()}
+    own = {(part, weight) for part, weight, _ in changes}
+    for each in filter(None, (start, changes)):
+        for part, weight, change in each:
+            if each is start and ((part, weight) in own or change.down is None):
+                continue
+            tensors[part][weight] = _changed(tensors[part][weight], change)
+    dit, source, reference, _ = dit_keys.split_embedders(tensors[DIT])
+    return dataclasses.replace(
+        parts,
+        transformer={dit_keys.to_diffusers(name): tensor for name, tensor in dit.items()},
+        source_embedder=source,
+        ref_embedder=reference,
+        mllm=tensors[MLLM],
+        connector=tensors[CONNECTOR],
+        limits=dataclasses.replace(parts.limits, max_pixels_per_frame=parts.limits.max_pixels_per_frame or 262144),
+    )
+
+
+def _changed(tensor: Tensor, change: lora.Change) -> Tensor:
+    def new(weight: torch.Tensor) -> torch.Tensor:
+        return change.apply(weight).to(weight.dtype)
+
+    if isinstance(tensor, LazyTensor):
+        return apply(new, tensor)
+    return LazyTensor(tensor.shape, tensor.dtype, lambda: new(tensor), frozenset())
+
+
+def _bf16(tensor: Tensor) -> Tensor:
+    return apply(lambda value: value.detach().to(torch.bfloat16) if value.ndim else value, tensor)

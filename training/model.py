@@ -1,0 +1,170 @@
+"""The whole model in training: instruction, source and reference to the loss of each sample."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from kiwi_core import mllm
+from kiwi_core.checkpoints.parts import Parts
+from kiwi_core.pipeline import KiwiEditPipeline
+
+from . import adapters, base, distill, flow_match, quantised
+from .config import Config
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.bfloat16}
+
+
+@dataclass
+class Batch:
+    """Encoded samples of one kind and shape."""
+
+    kind: str
+    """"image", "video" or "ref"."""
+    latents: torch.Tensor
+    """Of the targets ``[B, C, F, h, w]``."""
+    source_latents: torch.Tensor | None
+    """Of the sources, ``latents``' shape."""
+    reference_latents: torch.Tensor | None
+    """``[B, C, 1, h, w]``."""
+    noise: torch.Tensor
+    """``latents``' shape."""
+    timestep_ids: torch.Tensor
+    """int64 ``[B]``: see :func:`training.flow_match.lookup`."""
+    inputs: list[mllm.MLLMInputs] | None
+    """What the language model is shown; None where the context is known."""
+    context: torch.Tensor | None = None
+    """``[B, N, dim]``, of a frozen language model."""
+    row_ids: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device."""
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return Batch(**moved)
+
+
+@dataclass
+class At:
+    """A point of a sampling run."""
+
+    latents: torch.Tensor
+    """Noisy, ``[B, C, F, h, w]``."""
+    sigma: torch.Tensor
+    """Their noise level, ``[1]``."""
+
+
+class KiwiModel(nn.Module):
+    """DiT, embedders, language model and connector, of which a recipe trains a part.
+
+    Attributes are named as in training checkpoints: ``dit``, ``vae_condition``, ``ref_vae_condition``, ``mllm``. The
+    VAE is ``pipe.vae`` and no part of it.
+    """
+
+    def __init__(self, pipe: KiwiEditPipeline, config: Config):
+        super().__init__()
+        self.dit, self.mllm = pipe.transformer, pipe.mllm_encoder
+        self.vae_condition, self.ref_vae_condition = pipe.source_embedder, pipe.ref_embedder
+        self.config = config
+        self.ref_pad_first = pipe.config.ref_pad_first
+        self.shared = False
+        """Whether several processes train it."""
+        object.__setattr__(self, "pipe", pipe)  # not a submodule: the VAE is neither trained nor wrapped
+
+    def forward(self, batch: Batch, at: At | None = None) -> torch.Tensor:
+        """Weighted loss of each sample, float32 ``[B]``; or the velocity at some point of a sampling run."""
+        config = self.config
+        with torch.autocast(batch.latents.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            context = batch.context if batch.context is not None else self.mllm(batch.inputs)
+            arguments = {
+                "context": context,
+                "source_latents": batch.source_latents if config.use_source else None,
+                "reference_latents": batch.reference_latents,
+                "reference_first": self.ref_pad_first,
+                "rounding": config.rounding,
+            }
+            modules = (self.dit, self.vae_condition, self.ref_vae_condition)
+            if at is not None:
+                return flow_match.predict(*modules, at.latents, at.sigma * 1000, at.sigma, **arguments)
+            if config.objective == "distill":
+                losses = distill.losses(self, modules, batch, arguments)
+            else:
+                losses = flow_match.losses(*modules, batch.latents, batch.noise, batch.timestep_ids, **arguments)
+            return losses + self._touch() if self.training and self.shared else losses
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def _touch(self) -> torch.Tensor:
+        """A zero that depends on what a batch may not use, so that processes agree on which gradients there are."""
+        optional = [*self.mllm.connector.parameters()]
+        if self.ref_vae_condition is not None:
+            optional += self.ref_vae_condition.parameters()
+        return sum(parameter.sum() * 0.0 for parameter in optional if parameter.requires_grad)
+
+
+def trained_names(model: KiwiModel, config: Config) -> set[str]:
+    """Names of the parameters that a recipe trains, adapters included."""
+    connector = "mllm.connector."
+    whole = [f"{connector}{kind}_queries" for kind in config.queries]
+    prefixes = [
+        *([f"{connector}connector."] if config.train_connector else []),
+        *([f"{connector}ref_connector."] if config.train_ref_connector else []),
+        *(["vae_condition."] if config.train_source_embedder else []),
+        *(["ref_vae_condition."] if config.train_ref_embedder else []),
+        *(["dit."] if config.dit == "full" else []),
+    ]
+
+    def is_trained(name: str) -> bool:
+        if ".text_embedder." in name:  # unused: the context passes it by
+            return False
+        return name in whole or name.startswith(tuple(prefixes)) or ".lora_" in name
+
+    return {name for name, _ in model.named_parameters() if is_trained(name)}
+
+
+def build(config: Config) -> tuple[KiwiModel, Parts]:
+    """The model of a run on the CPU: read, completed, quantised, with its adapters and the right parts trainable."""
+    parts, start = base.read(config)
+    return from_parts(parts, config, start), parts
+
+
+def from_parts(parts: Parts, config: Config, start=None) -> KiwiModel:
+    """As :func:`build`, of parts that were read already; ``start`` are adapters to go on with."""
+    pipe = KiwiEditPipeline.from_parts(parts, DTYPES[config.base_dtype])
+    pipe.set_progress_bar_config(disable=True)
+    model = KiwiModel(pipe, config)
+    torch.manual_seed(config.seed)
+    if start is not None:
+        adapters.merge_absent(model, start, adapters.targets(model, config))
+    if config.base_dtype == "fp8":
+        for part in ([] if config.dit == "full" else [model.dit.blocks], [model.mllm.model.language_model.layers]):
+            for module in part:
+                quantised.quantise(module)
+    adapters.inject(model, config)
+    if start is not None:
+        adapters.load(model, start)
+    trained = trained_names(model, config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+        if name in trained:
+            parameter.data = parameter.data.float()
+    if not trained:
+        raise ValueError("The recipe trains nothing; set --dit lora or --queries.")
+    if config.checkpointing:
+        model.dit.enable_gradient_checkpointing()
+        # By hand: transformers' own switch also makes the embeddings a leaf, into which queries cannot be put.
+        for layer in model.mllm.model.language_model.layers:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+    return model

@@ -1,0 +1,52 @@
+"""Optimisers and learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from .config import Config
+
+
+def build(config: Config, parameters: Iterable[torch.nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+    """The recipe's optimiser; ValueError if its package is not installed."""
+    parameters = list(parameters)
+    common = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, betas=config.betas, fused=device.type == "cuda", **common)
+    if config.optimizer == "adafactor":
+        return torch.optim.Adafactor(parameters, **common)
+    if config.optimizer == "prodigy":
+        try:
+            from prodigyopt import Prodigy
+        except ModuleNotFoundError:
+            raise ValueError("Prodigy is not installed; pip install prodigyopt, or choose --optimizer adamw.") from None
+        return Prodigy(parameters, betas=config.betas, use_bias_correction=True, safeguard_warmup=True, **common)
+    return _eight_bit(config, parameters, common)
+
+
+def _eight_bit(config: Config, parameters: list, common: dict) -> torch.optim.Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ModuleNotFoundError:
+        try:
+            from torchao.optim import AdamW8bit
+        except ModuleNotFoundError:
+            raise ValueError(
+                "No 8-bit AdamW is installed; pip install bitsandbytes (or torchao), or choose --optimizer adamw."
+            ) from None
+    return AdamW8bit(parameters, betas=config.betas, **common)
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """The rate of an update, from 0 on: a function of its number alone, so that nothing has to be restored."""
+    if config.schedule == "official":  # torch's ConstantLR with its defaults
+        return config.lr * (1 / 3 if step < 5 else 1.0)
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
