@@ -91,4 +91,5 @@ class MLLMEncoder(torch.nn.Module):
             return states.last_hidden_state
 
         batch = [inputs] if isinstance(inputs, mllm.MLLMInputs) else inputs
-        return mllm.run(batch, self.connector, text.embed_tokens, self.encode_vision, language_model, self.device)
+        device = text.embed_tokens.weight.device  # the vision tower is elsewhere where its features are cached
+        return mllm.run(batch, self.connector, text.embed_tokens, self.encode_vision, language_model, device)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kiwi_core import mllm
 from kiwi_core.checkpoints.parts import Parts
-from training import architectures, describe, metrics, model, optimizers, recipes, trainer
+from training import architectures, describe, flow_match, metrics, model, optimizers, recipes, trainer
 from training.cache_data import cache_data
 from training.config import Config
 from training.model import Batch, KiwiModel
@@ -112,10 +112,10 @@ def batch_of(config: Config, built: KiwiModel, kind: str, device: str, height: i
     """A batch of the largest sample of a recipe, with random contents."""
     factor, channels = built.pipe.vae.config.scale_factor_spatial, built.dit.config.in_channels
     shape = (1, channels, (frames - 1) // 4 + 1, height // factor, width // factor)
-    generator = torch.Generator(device).manual_seed(1)
+    torch.manual_seed(1)
 
     def noise(*sizes) -> torch.Tensor:
-        return torch.randn(sizes, generator=generator, device=device, dtype=torch.bfloat16)
+        return torch.randn(sizes, device=device, dtype=torch.bfloat16)
 
     source = torch.zeros((min(frames, 16), *mllm.smart_size(height, width, 28, 4 * 784, 262144), 3), dtype=torch.uint8)
     shown = [mllm.patchify_source(source.numpy(), kind, built.mllm.limits)[1]]
@@ -154,7 +154,10 @@ def real_shapes(config: Config, kinds: tuple[str, ...], size: tuple[int, int], r
     gc.collect()
     torch.cuda.empty_cache()
     built.train()
-    for part in (built.dit, built.vae_condition, built.ref_vae_condition):
+    used = [built.dit, built.vae_condition, built.ref_vae_condition]
+    if config.trains_mllm:
+        used += [built.mllm.connector, built.mllm.model.language_model]
+    for part in used:  # buffers were made on the CPU
         part.to(device)
     trained = [*built.trained().values()]
     optimizer = optimizers.build(config, trained, torch.device(device))
@@ -176,26 +179,54 @@ def real_shapes(config: Config, kinds: tuple[str, ...], size: tuple[int, int], r
     torch.cuda.reset_peak_memory_stats()
     seconds = statistics.median(update() for _ in range(repeats))
     peak = torch.cuda.max_memory_allocated() / GIB
-    with FlopCounterMode(display=False) as counter:
-        update()
-    work = counter.get_total_flops() / 1e12
-    estimate = describe.memory(config.replace(cache="-"), built).total / GIB
     about = f"{size[1]}x{size[0]}, {config.max_frames} frames, {'+'.join(kinds)}"
     row(f"{config.recipe}, update", f"{seconds:.2f} s", about)
+    estimate = describe.memory(config.replace(cache="-"), describe.build(config)).total / GIB
+    row(f"{config.recipe}, peak memory", f"{peak:.1f} GiB", f"estimated {estimate:.1f} GiB")
+    work = work_of(config, kinds, size)
     row(
         f"{config.recipe}, of the floor", f"{work / tflops / seconds:.0%}",
         f"{work:.0f} TFLOP an update, recomputation included: {work / tflops:.2f} s at {tflops} TFLOP/s ({name})",
     )  # fmt: skip
-    row(f"{config.recipe}, peak memory", f"{peak:.1f} GiB", f"estimated {estimate:.1f} GiB")
+
+
+def work_of(config: Config, kinds: tuple[str, ...], size: tuple[int, int]) -> float:
+    """TFLOP of an update, what checkpointing computes twice included; counted without weights."""
+    built = describe.build(config).train().to(torch.bfloat16)
+    built.mllm.tokenizer = random_model.byte_tokenizer()
+    layers = sum(p.numel() for p in built.mllm.model.language_model.layers.parameters())
+    total = 0
+    for kind in kinds:
+        batch = batch_of(config, built, kind, "meta", *size, 1 if kind == "image" else config.max_frames)
+        if batch.inputs:
+            # Forward, forward again, and the gradients of the states: the weights are frozen, the adapters small.
+            total += 6 * layers * batch.inputs[0].input_ids.shape[1]
+            length = built.mllm.connector.num_queries[kind] + sum(
+                int(part.token_mask.sum()) for part in batch.inputs[0].vision[1:]
+            )
+            dim = built.vae_condition.patch_embedding.weight.shape[0]
+            context = torch.empty(1, length, dim, dtype=torch.bfloat16, device="meta", requires_grad=True)
+            batch = dataclasses.replace(batch, context=context, inputs=None)
+        modules = (built.dit, built.vae_condition, built.ref_vae_condition)
+        with FlopCounterMode(display=False) as counter:
+            flow_match.predict(
+                *(*modules, batch.latents, torch.tensor([400.0]), torch.tensor([0.4]), batch.context),
+                *(batch.source_latents, batch.reference_latents),
+            ).sum().backward()
+        total += counter.get_total_flops()
+    return total / 1e12
 
 
 def cuda() -> None:
     """The recipes that the README speaks of, at their largest samples."""
-    for name in ("style_lora", "style_lora_16gb", "style_lora_12gb"):
-        config = recipes.get(name)
-        real_shapes(config, ("ref",), (480, 640) if name.endswith("12gb") else (480, 832))
+    for name, kinds, size in (
+        ("stage3_mix", ("image", "video", "ref"), (704, 1280)),
+        ("style_lora", ("ref",), (480, 832)),
+        ("style_lora_16gb", ("ref",), (480, 832)),
+        ("style_lora_12gb", ("ref",), (480, 640)),
+    ):
+        real_shapes(recipes.get(name), kinds, size)
         gc.collect()
-    real_shapes(recipes.get("stage3_mix"), ("image", "video", "ref"), (704, 1280))
 
 
 def main() -> None:

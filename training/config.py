@@ -150,6 +150,9 @@ class Config:
     checkpointing: bool = True
     """Compute the activations of DiT and language model again in the backward pass."""
 
+    deterministic: bool = False
+    """Slower kernels on a GPU that give the same bits in every run; a CPU's always do."""
+
     # The run
     output: str = ""
     """Folder of the run."""

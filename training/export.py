@@ -59,7 +59,9 @@ def write(
     made = []
     changes = names.as_lora(trained, alphas)
     about = metadata(config, data_digest, step)
-    if "training" in config.exports:
+    if "training" in config.exports and config.adapter == "dora":
+        logger.info("The official layout has no place for DoRA; ComfyUI's file holds it.")
+    elif "training" in config.exports:
         tensors = {name: _bf16(tensor) for name, tensor in changes.write("training").tensors.items()}
         if config.dit == "full" and parts is not None:
             tensors |= {

@@ -40,6 +40,15 @@ def _eight_bit(config: Config, parameters: list, common: dict) -> torch.optim.Op
     return AdamW8bit(parameters, betas=config.betas, **common)
 
 
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give an optimiser a learning rate; torchao's keep it in a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 def learning_rate(config: Config, step: int) -> float:
     """The rate of an update, from 0 on: a function of its number alone, so that nothing has to be restored."""
     if config.schedule == "official":  # torch's ConstantLR with its defaults

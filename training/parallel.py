@@ -18,6 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gathe
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from . import optimizer_state
 from .config import Config
 
 
@@ -32,6 +33,9 @@ class Parallel:
         self.config = config
         cuda = torch.cuda.is_available() and config.device != "cpu"
         deepspeed = _asked_for("DEEPSPEED")
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
         handlers = []
         if deepspeed and not cuda:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -159,40 +163,17 @@ class Parallel:
                 tensor.copy_(_like(saved[name], tensor))
 
     def full_optimizer(self, model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-        """The optimiser's state by ``parameter|field``."""
+        """The optimiser's state by ``parameter|field``; see :mod:`training.optimizer_state`."""
         if self.mode == "deepspeed":
             return _deepspeed_state(model, self._forward.optimizer)
-        found = {}
-        for name, parameter in model.trained().items():
-            for field, value in optimizer.state.get(parameter, {}).items():
-                value = value if isinstance(value, torch.Tensor) else torch.tensor(value)
-                found[f"{name}|{field}"] = _whole(value).detach().cpu().contiguous()
-        for name, value in optimizer.param_groups[0].items():  # Prodigy keeps its estimate here
-            if name not in ("params", "lr", "betas") and type(value) in (int, float):
-                found[f"|{name}"] = torch.tensor(value, dtype=torch.float64)
-        return found
+        return optimizer_state.read(optimizer, model.trained(), _whole)
 
     def load_optimizer(self, model, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put a state of :meth:`full_optimizer` back."""
         if self.mode == "deepspeed":
             _load_deepspeed_state(model, self._forward.optimizer, tensors)
-            return
-        trained, group = model.trained(), optimizer.param_groups[0]
-        for key, tensor in tensors.items():
-            name, _, field = key.rpartition("|")
-            if not name:
-                group[field] = type(group.get(field, 0.0))(tensor.item())
-                continue
-            parameter = trained[name]
-            if field == "step" or tensor.ndim == 0:
-                own = tensor.clone().to(parameter.device if self._steps_on_device(optimizer) else "cpu")
-                optimizer.state[parameter][field] = own
-            else:
-                optimizer.state[parameter][field] = _like(tensor.clone(), parameter, tensor.dtype)
-
-    @staticmethod
-    def _steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
-        return bool(optimizer.param_groups[0].get("fused") or optimizer.param_groups[0].get("capturable"))
+        else:
+            optimizer_state.write(optimizer, model.trained(), tensors, _like)
 
     # Trackers
 

@@ -248,8 +248,7 @@ class _Run:
         """One update of the weights; returns what is logged."""
         config, started = self.config, time.perf_counter()
         rate = optimizers.learning_rate(config, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        optimizers.set_rate(self.optimizer, rate)
         torch.manual_seed(derive(config.seed, "step", self.step, self.parallel.rank))  # for dropout
         self.forward.train()
         losses: list[tuple[str, int, float]] = []

@@ -125,7 +125,7 @@ def test_adamw_is_the_published_one():
     ("name", "missing", "said"),
     [
         ("prodigy", ["prodigyopt"], "pip install prodigyopt"),
-        ("adamw8bit", ["bitsandbytes", "torchao"], "pip install bitsandbytes"),
+        ("adamw8bit", ["bitsandbytes.optim", "torchao.optim"], "pip install bitsandbytes"),
     ],
 )
 def test_a_missing_package_is_one_sentence(monkeypatch, name, missing, said):
