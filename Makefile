@@ -43,7 +43,7 @@ test-library: install
 test-library-oldest: $(OLDEST)/.installed
 	PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/python -c 'import transformers as t; assert t.__version__ == "4.57.6", t.__file__'
 	PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/pytest tests/core/test_mllm.py tests/core/test_pipeline.py \
-		tests/core/test_several_references.py tests/core/test_download.py
+		tests/core/test_several_references.py tests/core/test_download.py tests/training/test_trainer.py
 
 test-comfyui: install
 	$(BIN)/pytest tests/comfy --comfyui $(COMFYUI)

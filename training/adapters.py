@@ -100,7 +100,7 @@ def load(model: nn.Module, start: Lora) -> None:
                 continue
             parameter = parameters[name]
             if parameter.numel() != tensor.numel() or parameter.shape[0] != tensor.shape[0]:
-                flag = "mllm_rank" if part == "mllm" else "dit_rank"
+                flag = "mllm-rank" if part == "mllm" else "dit-rank"
                 raise ValueError(f"--start has adapters of rank {change.rank}; set --{flag} {change.rank}.")
             if kind == "up" and change.scale != 1:
                 tensor = tensor.float() * change.scale

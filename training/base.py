@@ -29,6 +29,7 @@ def read(config: Config) -> tuple[Parts, lora.Lora | None]:
     """
     if not config.model:
         raise ValueError("No model is given; pass --model a released folder, or --model, --mllm and --vae the bases.")
+    before = start_file(config.start) if config.start else None
     torch.manual_seed(config.seed)
     if config.model.endswith(".safetensors") and config.connector:
         needed = {name: getattr(config, name) for name in ("vae", "mllm", "connector")}
@@ -41,9 +42,9 @@ def read(config: Config) -> tuple[Parts, lora.Lora | None]:
     else:
         parts = released.read(hub.folder_of(config.model))
     parts = _completed(parts, config)
-    if not config.start:
+    if before is None:
         return parts, None
-    start = lora.read(start_file(config.start))
+    start = lora.read(before)
     return _with_whole(parts, start), start
 
 

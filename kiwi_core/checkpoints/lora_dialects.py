@@ -109,7 +109,8 @@ def find(names: Iterable[str]) -> str:
     if any(name.removeprefix("pipe.").startswith("mllm.") for name in names):
         return "training"
     if not any(_NAME.fullmatch(name) or name.startswith(_PEFT) for name in names):
-        return ""
+        # A training checkpoint of a whole DiT alone.
+        return "training" if any(name.startswith("dit.blocks.") for name in names) else ""
     for dialect, prefix in (
         ("kohya", "lora_unet_|lora_transformer_|lycoris_|lora_te"),
         ("comfyui", r"(model\.)?diffusion_model\.|text_encoders\."),
