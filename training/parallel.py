@@ -49,7 +49,7 @@ class Parallel:
             step_scheduler_with_optimizer=False,
             kwargs_handlers=handlers,
             log_with=list(config.trackers) or None,
-            project_config=ProjectConfiguration(config.output or ".", logging_dir=config.output or "."),
+            project_config=ProjectConfiguration(config.output or ".", logging_dir=f"{config.output or '.'}/logs"),
         )
         self.device = self.accelerator.device
         self.mode = "single"

@@ -63,7 +63,8 @@ def test_bases_are_completed_with_parts_that_say_nothing_yet(layouts, tmp_path, 
 
 @pytest.mark.parametrize("missing, said", [
     ({"model": ""}, "pass --model"), ({"mllm": ""}, "pass --mllm"), ({"vae": ""}, "pass --vae"),
-    ({"start": "/nowhere.safetensors"}, "/nowhere.safetensors does not exist"), ({"start": "."}, "has no exports/training.safetensors"),
+    ({"start": "/nowhere.safetensors"}, "/nowhere.safetensors does not exist"),
+    ({"start": "."}, "has no exports/training.safetensors"),
 ])  # fmt: skip
 def test_what_is_missing_is_named(layouts, tmp_path, missing, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
