@@ -21,7 +21,7 @@ class Metrics:
 
     def __init__(self, folder: Path, step: int = 0, track=None):
         self.path, self._track = folder / FILE, track
-        kept = [line for line in read(folder) if line["step"] <= step]
+        kept = [line for line in read(folder) if line["step"] <= step] if step else []  # a new run begins anew
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 

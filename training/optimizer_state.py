@@ -16,17 +16,23 @@ _HYPERPARAMETERS = ("params", "lr", "betas")
 
 
 def read(
-    optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], whole: Callable[[torch.Tensor], torch.Tensor]
+    optimizer: torch.optim.Optimizer,
+    trained: Mapping[str, nn.Parameter],
+    whole: Callable[[torch.Tensor], torch.Tensor],
+    keep: bool = True,
 ) -> dict[str, torch.Tensor]:
     """The state on the CPU.
 
     Args:
         trained: parameters by name. whole: gathers a tensor that is shared between processes.
+        keep: without it, gather with the others only.
     """
     found: dict[str, torch.Tensor] = {}
 
     def add(key: str, value: torch.Tensor) -> None:
-        found[key] = whole(value).detach().cpu().contiguous()
+        value = whole(value)
+        if keep:
+            found[key] = value.detach().cpu().contiguous()
 
     for name, parameter in trained.items():
         for field, value in optimizer.state.get(parameter, {}).items():

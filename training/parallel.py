@@ -153,8 +153,13 @@ class Parallel:
     # Checkpoints
 
     def full(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Whole tensors on the CPU; every process has to ask."""
-        return {name: _whole(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
+        """Whole tensors on the CPU of the main process; every process has to ask, the others get none."""
+        found = {}
+        for name, tensor in tensors.items():
+            whole = _whole(tensor)
+            if self.is_main:  # a copy a process would not fit
+                found[name] = whole.detach().cpu().contiguous()
+        return found
 
     def load(self, own: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> None:
         """Copy whole tensors into their places."""
@@ -166,7 +171,7 @@ class Parallel:
         """The optimiser's state by ``parameter|field``; see :mod:`training.optimizer_state`."""
         if self.mode == "deepspeed":
             return _deepspeed_state(model, self._forward.optimizer)
-        return optimizer_state.read(optimizer, model.trained(), _whole)
+        return optimizer_state.read(optimizer, model.trained(), _whole, keep=self.is_main)
 
     def load_optimizer(self, model, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put a state of :meth:`full_optimizer` back."""

@@ -38,11 +38,16 @@ def start():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.trainer", "training_data", "peft", "matplotlib.pyplot"])
 
-    def start(config, victim="", call=0, kill_after=None):
+    def start(config, victim="", call=0, kill=None):
+        """``kill``: SIGKILL after so many updates have been logged, and so many seconds more."""
         process = context.Process(target=training_data.run_killed, args=(dataclasses.asdict(config), victim, call))
         process.start()
-        if kill_after is not None:
-            process.join(kill_after)
+        if kill is not None:
+            updates, seconds = kill
+            wanted = len(metrics.read(Path(config.output))) + updates
+            while process.is_alive() and len(metrics.read(Path(config.output))) < wanted:
+                time.sleep(0.02)
+            process.join(seconds)
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
         process.join(240)
@@ -63,13 +68,14 @@ def long_run(quick):
 
 
 def assert_same(one: Path, other: Path):
+    steps = metrics.read(one)[-1]["step"]
     for name in ("exports/training.safetensors", f"exports/{one.name}.safetensors"):
         twin = name.replace(one.name, other.name)
         ours, theirs = load_file(one / name), load_file(other / twin)
         assert ours.keys() == theirs.keys()
         assert all(ours[key].equal(theirs[key]) for key in ours)
     for part in ("model", "optimizer", "ema"):
-        files = [folder / "checkpoints" / "step-00000008" / f"{part}.safetensors" for folder in (one, other)]
+        files = [next((folder / "checkpoints").glob(f"*{steps}")) / f"{part}.safetensors" for folder in (one, other)]
         assert files[0].read_bytes() == files[1].read_bytes(), part
     logs = [[{**line, "seconds": 0} for line in metrics.read(folder)] for folder in (one, other)]
     assert logs[0] == logs[1]
@@ -87,13 +93,14 @@ def test_killed_at_every_point_a_run_ends_as_if_left_alone(long_run, start):
 
 def test_killed_at_any_moment_a_run_ends_as_if_left_alone(long_run, start):
     """Set KIWI_EDIT_KILLS for more than CI has time for."""
-    alone, killed = long_run("alone"), long_run("killed")
-    began = time.monotonic()
+    wanted = int(os.environ.get("KIWI_EDIT_KILLS", "3"))
+    steps = max(8, 2 * wanted)
+    alone, killed = (long_run(name).replace(steps=steps) for name in ("alone", "killed"))
     assert start(alone) == 0
-    whole = time.monotonic() - began
     draw, kills = random.Random(0), 0  # noqa: S311
-    for _ in range(int(os.environ.get("KIWI_EDIT_KILLS", "3"))):
-        kills += start(killed, kill_after=draw.uniform(0.3, 1.0) * whole) == -signal.SIGKILL
-    assert kills
+    while kills < wanted:
+        code = start(killed, kill=(draw.randrange(4), draw.uniform(0, 0.7)))
+        assert code == -signal.SIGKILL, f"it ended after {kills} kills"
+        kills += 1
     assert start(killed) == 0
     assert_same(Path(alone.output), Path(killed.output))

@@ -37,6 +37,25 @@ def test_a_run_leaves_weights_numbers_and_plots(quick):
     assert json.loads((folder / "config.json").read_text())["recipe"] == "tiny_stage3"
 
 
+def test_tensorboard_has_the_numbers_and_other_trackers_are_asked_for(quick, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = quick(steps=3, trackers=("tensorboard",), save_every=1)
+    trainer.train(config.replace(steps=2))
+    trainer.train(config)  # goes on in the same plot
+    found = {}
+    for folder in {path.parent for path in (Path(config.output) / "logs").rglob("events*")}:
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        for name in events.Tags()["scalars"]:
+            found.setdefault(name, []).extend((event.step, event.value) for event in events.Scalars(name))
+    assert [step for step, _ in found["loss"]] == [1, 2, 3]
+    assert [value for _, value in found["loss"]] == pytest.approx(losses(config))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="wandb is not installed; pip install wandb"):
+        trainer.train(quick(output="other", trackers=("wandb",)))
+
+
 def test_a_cached_run_has_the_losses_of_an_uncached_one(quick):
     cached, uncached = quick(output="cached", steps=2), quick(output="uncached", steps=2, cache="")
     trainer.train(cached)
