@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from . import base, model, trainer
+from . import base, model, sources
 from .cache import is_whole
 from .config import Config
 from .data import prepare
@@ -65,7 +65,7 @@ def cache_data(config: Config) -> Summary:
         raise ValueError("No cache folder is given; pass --cache.")
     parallel = Parallel(config)
     parts, start = base.read(config)
-    data, cache = trainer.read_data(config, parts, start)
+    data, cache, _ = sources.read(config, parts, start)
     every = list(_samples(data))
     mine = every[parallel.rank :: parallel.processes]
     media = {one for row, _, _ in mine for one in (row.source, row.target, row.reference) if one is not None}

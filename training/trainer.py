@@ -18,12 +18,23 @@ from tqdm import tqdm
 
 from kiwi_core.checkpoints import files
 
-from . import adapters, base, batches, cache, checkpoint, export, flow_match, metrics, model, optimizers, validation
+from . import (
+    adapters,
+    base,
+    batches,
+    broken,
+    checkpoint,
+    export,
+    flow_match,
+    metrics,
+    model,
+    optimizers,
+    sources,
+    validation,
+)
 from . import samples as sampling
 from .config import Config
-from .data import dataset, loader
-from .data.index import Index
-from .data.prepare import Rules
+from .data import loader
 from .data.stream import derive
 from .ema import EMA
 from .encode import Encoder
@@ -31,9 +42,7 @@ from .parallel import Parallel
 
 logger = logging.getLogger(__name__)
 
-CONFIG, CHECKPOINTS, BROKEN, SAMPLES, BAD_BATCH = (
-    "config.json", "checkpoints", "broken.jsonl", "samples", "bad_batch.safetensors",
-)  # fmt: skip
+CONFIG, CHECKPOINTS, SAMPLES, BAD_BATCH = "config.json", "checkpoints", "samples", "bad_batch.safetensors"
 # What may differ when a run goes on.
 _FREE = {
     "output", "steps", "accumulation", "workers", "save_every", "keep_checkpoints", "keep_every", "validate_every",
@@ -41,19 +50,10 @@ _FREE = {
     "checkpointing",
 }  # fmt: skip
 _BANDS = 4
-# Below so many samples a share of broken ones says nothing.
-_FEW = 20
 
 
 class Stopped(Exception):
     """The run was asked to stop, and has saved itself."""
-
-
-def rules_of(config: Config, multiple: int) -> Rules:
-    """How a recipe shapes samples; ``multiple`` is that of the model's frame sizes."""
-    return Rules(
-        config.max_pixels, config.max_frames, multiple, config.frame_rate, config.aspects, config.lengths
-    )
 
 
 def train(config: Config) -> list[Path]:
@@ -83,14 +83,15 @@ class _Run:
         self.state = found.state if found else {}
 
         self.parts, self.start = base.read(config)
-        self.data, self.cache = read_data(config, self.parts, self.start)
+        self.data, self.cache, self.rules = sources.read(config, self.parts, self.start)
         self.kinds = list(self.data.training)
         self.accumulation = config.accumulation or len(self.kinds)
-        self.broken = dict(self.state.get("broken", {}))
-        self.drawn, self.bad_draws = self._counts("drawn"), self._counts("bad_draws")
-        self._report_broken(self.data.broken)
-        usable = sum(len(part.rows) for part in self.data.training.values())
-        self._check_share(len(self.data.broken), usable + len(self.data.broken), few=1)
+        folder = self.folder if self.parallel.is_main else None
+        counts = self._of_rank("drawn", 0), self._of_rank("bad_draws", 0)
+        self.broken = broken.Broken(folder, config.max_broken_share, self.state.get("broken", {}), *counts)
+        self.broken.tell(self.data.broken)
+        unreadable = len(self.data.broken)
+        self.broken.check(unreadable, unreadable + sum(len(part.rows) for part in self.data.training.values()))
 
         self.model = model.from_parts(self.parts, config, self.start)
         trained = self.model.trained()
@@ -139,8 +140,10 @@ class _Run:
                     f"{mine[name]!r} here); use another --output."
                 )
 
-    def _counts(self, name: str) -> int:
-        return int(self.state.get(name, [0] * (self.parallel.rank + 1))[min(self.parallel.rank, self._saved - 1)])
+    def _of_rank(self, name: str, default: int) -> int:
+        """What the checkpoint says of this process."""
+        found = self.state.get(name, [])
+        return found[self.parallel.rank] if self.parallel.rank < len(found) else default
 
     @property
     def _saved(self) -> int:
@@ -165,7 +168,7 @@ class _Run:
     def _batches(self, kind: str) -> Iterator[loader.Loaded]:
         part, config = self.data.training[kind], self.config
         dataset_ = loader.Samples(
-            part.rows, part.shapes, part.groups, kind, config.batch_size, config.seed, self._rules, self.cache,
+            part.rows, part.shapes, part.groups, kind, config.batch_size, config.seed, self.rules, self.cache,
             config.reference_scales, config.timestep_sampling == "spread",
         )  # fmt: skip
         processes, rank = self.parallel.processes, self.parallel.rank
@@ -175,42 +178,14 @@ class _Run:
         self.taken = {**getattr(self, "taken", {}), kind: first}
         return loader.batches(dataset_, first, rank, processes, config.workers)
 
-    @property
-    def _rules(self) -> Rules:
-        return rules_of(self.config, self.model.pipe.multiple)
-
-    # Broken samples
-
-    def _report_broken(self, found) -> None:
-        new = {row: text for row, text in found if row not in self.broken}
-        self.broken |= new
-        for row, text in new.items():
-            logger.warning("%s is left out: %s", row, text)
-        if new and self.parallel.is_main:
-            with (self.folder / BROKEN).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"row": row, "problem": text}) + "\n" for row, text in new.items())
-
-    def _check_share(self, bad: int, total: int, few: int = _FEW) -> None:
-        if bad and total >= few and bad > self.config.max_broken_share * total:
-            first = next(iter(self.broken.items()))
-            raise ValueError(
-                f"{bad} of {total} samples cannot be read (the first is {first[0]}: {first[1]}); see {BROKEN} in the "
-                "output folder, mend them, or raise --max-broken-share."
-            )
-
     def _next(self, kind: str) -> loader.Loaded:
         """The kind's next batch that has samples."""
         while True:
             loaded = next(self.iterators[kind])
             self.taken[kind] += 1
-            self.drawn += len(loaded.samples) + len(loaded.broken)
-            self.bad_draws += len(loaded.broken)
-            self._report_broken(loaded.broken)
-            self._check_share(self.bad_draws, self.drawn)
+            self.broken.draw(len(loaded.samples), loaded.broken)
             if loaded.samples:
                 return loaded
-            if self.bad_draws == self.drawn and self.drawn >= _FEW:
-                raise ValueError(f"None of the {kind} samples can be read; run check-data.")
 
     # The loop
 
@@ -321,10 +296,10 @@ class _Run:
         state = {
             "processes": self.parallel.processes,
             "taken": {kind: self.parallel.gather_list([count]) for kind, count in self.taken.items()},
-            "drawn": self.parallel.gather_list([self.drawn]),
-            "bad_draws": self.parallel.gather_list([self.bad_draws]),
+            "drawn": self.parallel.gather_list([self.broken.drawn]),
+            "bad_draws": self.parallel.gather_list([self.broken.bad]),
             "data": self.data.digest,
-            "broken": dict(self.parallel.gather_list(list(self.broken.items()))),
+            "broken": dict(self.parallel.gather_list(list(self.broken.known.items()))),
         }
         if self.parallel.is_main:
             tensors = {"model": trained, "optimizer": optimizer, "ema": averages}
@@ -341,7 +316,7 @@ class _Run:
 
     def _held_out(self, count: int | None = None) -> list[loader.Sample]:
         return list(
-            validation.samples(self.data.validation, self._rules, self.cache, self.config.reference_scales, count)
+            validation.samples(self.data.validation, self.rules, self.cache, self.config.reference_scales, count)
         )
 
     def _validate(self) -> dict:
@@ -357,7 +332,7 @@ class _Run:
         self.forward.eval()
         folder = self.folder / SAMPLES / f"step-{self.step:08d}"
         chosen = validation.samples(
-            rows, self._rules, self.cache, self.config.reference_scales, self.config.sample_rows
+            rows, self.rules, self.cache, self.config.reference_scales, self.config.sample_rows
         )
         with self._averaged():
             for sample in chosen:
@@ -391,25 +366,6 @@ class _Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def read_data(config: Config, parts, start) -> tuple[dataset.Data, cache.Cache | None]:
-    """Rows of a run, and its cache if it has one."""
-    multiple = 2 * (16 if parts.source_embedder["patch_embedding.weight"].shape[1] == 48 else 8)
-    folder = Path(config.cache or config.output)
-    index, rules = Index(folder / "media.jsonl"), rules_of(config, multiple)
-    data = dataset.read(
-        config.data, config.data_root, rules, parts.limits.max_object_token, index, config.kinds,
-        config.validation_data, config.validation_rows,
-    )  # fmt: skip
-    if not config.cache:
-        return data, None
-    cache.check_settings(config, data.training)
-    kept = cache.Cache(
-        config.cache, index, cache.weights_of(parts, start, config), rules, parts.limits, config.rounding,
-        config.reference_scales,
-    )  # fmt: skip
-    return data, kept
 
 
 def export_newest(config: Config) -> list[Path]:

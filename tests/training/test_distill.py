@@ -5,7 +5,7 @@ import torch
 import training_data
 
 from kiwi_core import schedule
-from training import adapters, base, checkpoint, distill, model, samples, trainer, validation
+from training import adapters, base, checkpoint, distill, model, samples, sources, trainer, validation
 from training.batches import collate
 from training.cache_data import cache_data
 from training.encode import Encoder
@@ -56,8 +56,7 @@ def distilled(tiny_model, tmp_path_factory):
     with torch.no_grad():
         for name, parameter in built.trained().items():
             parameter.copy_(saved[name])
-    data, cache = trainer.read_data(student, parts, start)
-    rules = trainer.rules_of(student, built.pipe.multiple)
+    data, cache, rules = sources.read(student, parts, start)
     encoder = Encoder(built, "cpu")
     batches = [collate(encoder, [each]) for each in validation.samples(data.training, rules, cache, 2)]
     return built, batches, folder / "student" / "exports"

@@ -1,0 +1,55 @@
+"""Samples that cannot be read: told, counted, and too many of them stop the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+FILE = "broken.jsonl"
+# Of fewer samples a share says nothing.
+_FEW = 20
+
+
+class Broken:
+    """The broken samples of a process.
+
+    Args:
+        folder: of the run, or None in processes that write nothing. share: of broken samples that is borne.
+        known: rows that were told before. drawn, bad: samples drawn so far, and the broken ones of them.
+    """
+
+    def __init__(self, folder: Path | None, share: float, known: dict[str, str], drawn: int = 0, bad: int = 0):
+        self.folder, self.share, self.known = folder, share, dict(known)
+        self.drawn, self.bad = drawn, bad
+
+    def draw(self, good: int, broken: Iterable[tuple[str, str]]) -> None:
+        """A batch was drawn; raises ValueError if too many samples were broken so far."""
+        broken = list(broken)
+        self.tell(broken)
+        self.drawn += good + len(broken)
+        self.bad += len(broken)
+        if self.drawn >= _FEW:
+            self.check(self.bad, self.drawn)
+
+    def tell(self, broken: Iterable[tuple[str, str]]) -> None:
+        """Report rows and their problems, each once."""
+        new = {row: problem for row, problem in broken if row not in self.known}
+        self.known |= new
+        for row, problem in new.items():
+            logger.warning("%s is left out: %s", row, problem)
+        if new and self.folder is not None:
+            with (self.folder / FILE).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"row": row, "problem": problem}) + "\n" for row, problem in new.items())
+
+    def check(self, bad: int, total: int) -> None:
+        """ValueError if so many of so many are too many."""
+        if bad > self.share * total:
+            row, problem = next(iter(self.known.items()))
+            raise ValueError(
+                f"{bad} of {total} samples cannot be read (the first is {row}: {problem}); see {FILE} in the output "
+                "folder, mend them, or raise --max-broken-share."
+            )
