@@ -29,8 +29,12 @@ def targets(model: nn.Module, config: Config) -> dict[str, int]:
                 found[name] = config.dit_rank
         elif name.startswith(_LAYERS) and config.mllm_rank and name.rpartition(".")[2] in config.mllm_targets:
             found[name] = config.mllm_rank
-    if config.dit == "lora" and not any(name.startswith(_BLOCKS) for name in found):
-        raise ValueError(f"No layer fits dit_targets {', '.join(config.dit_targets)}; use names such as attn1.to_q.")
+    for wanted, prefix, field, example in (
+        (config.dit == "lora", _BLOCKS, "dit_targets", "attn1.to_q"),
+        (config.mllm_rank, _LAYERS, "mllm_targets", "q_proj"),
+    ):
+        if wanted and not any(name.startswith(prefix) for name in found):
+            raise ValueError(f"No layer fits {field} {', '.join(getattr(config, field))}; use names such as {example}.")
     return found
 
 
@@ -78,9 +82,9 @@ def merge_absent(model: nn.Module, start: Lora, chosen: dict[str, int]) -> None:
     weights = names.keys(name for name, _ in model.named_parameters())
     parameters = dict(model.named_parameters())
     for part, weight, change in start:
-        if change.whole is not None and change.down is None and change.diff is None:
-            continue
-        if (part, weight) in own:
+        if (part, weight) in own and change.diff is not None:
+            raise ValueError(f"--start adds to {weight}, which has adapters here; merge it into the model first.")
+        if (change.down is None and change.diff is None) or (part, weight) in own:
             continue
         name = weights.get((part, weight, "whole"))
         if name is None or not change.fits(tuple(parameters[name].shape)):
@@ -89,11 +93,15 @@ def merge_absent(model: nn.Module, start: Lora, chosen: dict[str, int]) -> None:
 
 
 @torch.no_grad()
-def load(model: nn.Module, start: Lora) -> None:
+def load(model: nn.Module, start: Lora, config: Config) -> None:
     """Go on with the adapters of a checkpoint."""
     parameters = dict(model.named_parameters())
     places = names.keys(parameters)
     for part, weight, change in start:
+        if (part, weight, "down") in places and change.down is not None:
+            kind = "lora" if change.dora is None else "dora"
+            if kind != config.adapter:
+                raise ValueError(f"--start has adapters of the kind {kind}; set --adapter {kind}.")
         for kind in ("down", "up", "dora"):
             tensor, name = getattr(change, kind), places.get((part, weight, kind))
             if tensor is None or name is None:
@@ -102,8 +110,8 @@ def load(model: nn.Module, start: Lora) -> None:
             if parameter.numel() != tensor.numel() or parameter.shape[0] != tensor.shape[0]:
                 flag = "mllm-rank" if part == "mllm" else "dit-rank"
                 raise ValueError(f"--start has adapters of rank {change.rank}; set --{flag} {change.rank}.")
-            if kind == "up" and change.scale != 1:
-                tensor = tensor.float() * change.scale
+            if kind == "up":  # what alpha makes of it is the same before and after
+                tensor = tensor.float() * (change.scale * change.rank / (config.alpha or change.rank))
             parameter.copy_(tensor.reshape(parameter.shape))
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from kiwi_core.checkpoints import dit_keys, files, hub, lora, released, single_files, training
-from kiwi_core.checkpoints.lora_dialects import CONNECTOR, DIT
+from kiwi_core.checkpoints.lora_dialects import CONNECTOR, DIT, MLLM
 from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.connector import QUERY_KINDS
-from kiwi_core.variant import find_variant
+from kiwi_core.variant import Variant, find_variant
 
 from . import architectures
 from .config import Config
@@ -77,23 +77,29 @@ def _from_bases(config: Config) -> Parts:
         vae=single_files.read_vae(config.vae),
         mllm=language,
         qwen_config=qwen_config,
-        connector=architectures.new_connector(config.architecture, hidden, variant.dim),
+        connector=architectures.new_connector(_architecture(config, variant), hidden, variant.dim),
         tokenizer=tokenizer,
         limits=architectures.limits(
-            config.architecture, qwen_config.get("vision_config", {}).get("tokens_per_second", 2)
+            _architecture(config, variant), qwen_config.get("vision_config", {}).get("tokens_per_second", 2)
         ),
         processor_files=released.read_processor(config.mllm),
     )
 
 
+def _architecture(config: Config, variant: Variant) -> str:
+    """Whose queries a new connector has: the model's own, where it is a published one."""
+    return variant.name if variant.name in architectures.NUM_QUERIES else config.architecture
+
+
 def _completed(parts: Parts, config: Config) -> Parts:
     """With what the recipe trains and the model lacks, as training starts with it."""
+    variant = find_variant({name: tensor.shape for name, tensor in parts.transformer.items()})
     dim, channels = parts.source_embedder["patch_embedding.weight"].shape[:2]
     changes = {"limits": dataclasses.replace(parts.limits, max_pixels_per_frame=config.mllm_max_pixels or None)}
     if config.train_ref_embedder and not parts.ref_embedder:
         changes["ref_embedder"] = architectures.new_embedder(dim, channels)
     width = parts.connector["connector.0.weight"].shape[1]
-    fresh = architectures.new_connector(config.architecture, width, dim)
+    fresh = architectures.new_connector(_architecture(config, variant), width, dim)
     wanted = {f"{kind}_queries" for kind in QUERY_KINDS if kind in config.queries}
     if config.train_ref_connector:
         wanted |= {name for name in fresh if name.startswith("ref_connector.")} | {"ref_queries"}
@@ -106,7 +112,7 @@ def _completed(parts: Parts, config: Config) -> Parts:
 def _with_whole(parts: Parts, start: lora.Lora) -> Parts:
     """With the whole tensors of an earlier checkpoint in place of the parts' own."""
     names = {DIT: dict(parts.transformer), "source": dict(parts.source_embedder), "reference": dict(parts.ref_embedder)}
-    connector = dict(parts.connector)
+    connector, language = dict(parts.connector), dict(parts.mllm)
     for part, weight, change in start:
         if change.whole is None:
             continue
@@ -116,12 +122,14 @@ def _with_whole(parts: Parts, start: lora.Lora) -> Parts:
             names["reference"][weight.removeprefix(dit_keys.REFERENCE_PREFIX)] = change.whole
         elif weight.startswith(dit_keys.SOURCE_PREFIX):
             names["source"][weight.removeprefix(dit_keys.SOURCE_PREFIX)] = change.whole
+        elif part == MLLM:
+            language[weight] = change.whole
         elif part == DIT:
             names[DIT][dit_keys.to_diffusers(weight)] = change.whole
     try:
         return dataclasses.replace(
             parts, transformer=names[DIT], source_embedder=names["source"], ref_embedder=names["reference"],
-            connector=connector,
+            connector=connector, mllm=language,
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"--start does not go with --model: {error}") from None

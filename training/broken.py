@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterable
@@ -18,13 +19,18 @@ class Broken:
     """The broken samples of a process.
 
     Args:
-        folder: of the run, or None in processes that write nothing. share: of broken samples that is borne.
-        known: rows that were told before. drawn, bad: samples drawn so far, and the broken ones of them.
+        folder: of the run, whose file says which rows were told before. share: of broken samples that is borne.
+        drawn, bad: samples drawn so far, and the broken ones of them.
     """
 
-    def __init__(self, folder: Path | None, share: float, known: dict[str, str], drawn: int = 0, bad: int = 0):
-        self.folder, self.share, self.known = folder, share, dict(known)
-        self.drawn, self.bad = drawn, bad
+    def __init__(self, folder: Path, share: float, drawn: int = 0, bad: int = 0):
+        self.path, self.share, self.drawn, self.bad = folder / FILE, share, drawn, bad
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        self.known: dict[str, str] = {}
+        for line in lines:
+            with contextlib.suppress(ValueError):  # torn by a kill
+                told = json.loads(line)
+                self.known[told["row"]] = told["problem"]
 
     def draw(self, good: int, broken: Iterable[tuple[str, str]]) -> None:
         """A batch was drawn; raises ValueError if too many samples were broken so far."""
@@ -34,6 +40,8 @@ class Broken:
         self.bad += len(broken)
         if self.drawn >= _FEW:
             self.check(self.bad, self.drawn)
+            if self.bad == self.drawn:
+                raise ValueError("None of the samples can be read; run check-data.")
 
     def tell(self, broken: Iterable[tuple[str, str]]) -> None:
         """Report rows and their problems, each once."""
@@ -41,8 +49,8 @@ class Broken:
         self.known |= new
         for row, problem in new.items():
             logger.warning("%s is left out: %s", row, problem)
-        if new and self.folder is not None:
-            with (self.folder / FILE).open("a", encoding="utf-8") as file:
+        if new:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"row": row, "problem": problem}) + "\n" for row, problem in new.items())
 
     def check(self, bad: int, total: int) -> None:

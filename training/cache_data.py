@@ -78,7 +78,7 @@ def cache_data(config: Config) -> Summary:
             missing.append((row, shape, kind))
     broken, made = len(data.broken), 0
     if missing:
-        encoder = Encoder(model.from_parts(parts, config, start), parallel.device)
+        encoder = Encoder(model.encoders(parts, config, start), parallel.device)
         scales = prepare.reference_scales(config.reference_scales) if config.reference_scales else None
         loader = in_workers(_Missing(missing, cache.rules), config.workers)
         bar = tqdm(loader, total=len(missing), desc="cache", unit="sample", disable=not parallel.is_main)

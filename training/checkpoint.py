@@ -112,6 +112,8 @@ def _remove(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
+    if os.name == "nt":  # cannot flush folders
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

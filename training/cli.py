@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import tyro
 
 from . import recipes
-from .config import Config
+from .config import EXPORTS, Config
 
 PROGRAM = "python -m training"
 COMMANDS = {
@@ -21,9 +21,16 @@ COMMANDS = {
     "describe": "print a recipe's whole configuration, what it trains, and the memory that it takes",
     "cache": "encode the data of a recipe once, so that training need not",
     "check-data": "find all problems of the data before training",
-    "export": "write the exports of a run from its newest checkpoint",
+    "export": "write the exports of a run from its newest checkpoint, whether it has ended or not",
     "plot": "draw the losses of a run",
     "recipes": "list the recipes",
+}
+# For errors that torch raises as RuntimeError, by words in them.
+_ADVICE = {
+    "out of memory": "Out of memory; lower --max-frames, --max-pixels or --batch-size, set --base-dtype fp8, or run "
+    "cache first. The same command goes on from the last checkpoint.",
+    "DataLoader worker": "A process that decodes clips has died, mostly for want of memory; lower --workers. The same "
+    "command goes on from the last checkpoint.",
 }
 
 
@@ -37,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        for words, advice in _ADVICE.items():
+            if words in str(error):
+                print(f"{PROGRAM}: {advice}", file=sys.stderr)
+                return 2
+        raise
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped.", file=sys.stderr)
         return 130
@@ -58,6 +71,8 @@ def _run(argv: list[str]) -> int:
         return _plot(rest)
     if command == "check-data":
         return _check_data(rest)
+    if command == "export":
+        return _export(rest)
     config = parse(command, rest)
     if command == "describe":
         from .describe import describe
@@ -71,14 +86,11 @@ def _run(argv: list[str]) -> int:
         return 0
     from . import trainer
 
-    if command == "export":
-        made = trainer.export_newest(config)
-    else:
-        try:
-            made = trainer.train(config)
-        except trainer.Stopped as stopped:
-            print(f"{PROGRAM}: {stopped}", file=sys.stderr)
-            return 130
+    try:
+        made = trainer.train(config)
+    except trainer.Stopped as stopped:
+        print(f"{PROGRAM}: {stopped}", file=sys.stderr)
+        return 130
     for path in made:
         print(path)
     return 0
@@ -101,6 +113,20 @@ def parse(command: str, argv: list[str]) -> Config:
         Config, default=config, args=rest, prog=f"{PROGRAM} {command} {name}", description=about,
         config=(tyro.conf.SuppressFixed, tyro.conf.FlagConversionOff),
     )  # fmt: skip
+
+
+def _export(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog=f"{PROGRAM} export", description=COMMANDS["export"])
+    parser.add_argument("output", help="folder of the run")
+    parser.add_argument("--exports", nargs="+", choices=EXPORTS, default=[], help="by default those of the run")
+    arguments = parser.parse_args(argv)
+    from pathlib import Path
+
+    from . import trainer
+
+    for path in trainer.export_run(Path(arguments.output), arguments.exports):
+        print(path)
+    return 0
 
 
 def _plot(argv: list[str]) -> int:

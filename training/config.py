@@ -26,7 +26,7 @@ class Config:
     recipe: str
     """Name of the recipe that this came from."""
     architecture: str = "5B"
-    """The model that the recipe is for ("5B", "14B" or "tiny"); what is trained is read from the files themselves."""
+    """The model that the recipe is for: "5B", "14B" or "tiny". The files themselves say what they are."""
 
     # The model
     model: str = ""
@@ -101,6 +101,8 @@ class Config:
     """Folder with latents and features that ``cache`` made; they are used where they are there."""
     max_broken_share: float = 0.05
     """The run stops when more of the samples than this cannot be read."""
+    epochs: str = "own"
+    """"own" shuffles each kind when all of it was seen; "shortest" all kinds with the smallest, as published."""
     validation_data: tuple[str, ...] = ()
     """Rows for validation, as ``data``; without them ``validation_rows`` of the data are held out."""
     validation_rows: int = 0
@@ -169,7 +171,7 @@ class Config:
     validation_timesteps: tuple[int, ...] = (100, 300, 500, 700, 900)
     """Indices of the schedule (0 noise, 999 nearly clean) at which validation rows are measured."""
     sample_every: int = 0
-    """Steps between sample clips from validation rows; 0 for none."""
+    """Steps between sample clips, from validation rows if there are any; 0 for none."""
     sample_rows: int = 2
     """How many rows are sampled."""
     sample_steps: int = 30
@@ -189,6 +191,7 @@ class Config:
             ("objective", OBJECTIVES),
             ("rounding", ("shipped", "none")),
             ("timestep_sampling", TIMESTEP_SAMPLINGS),
+            ("epochs", ("own", "shortest")),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
@@ -209,6 +212,13 @@ class Config:
         ):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; use {low} or more.")
+        for name in ("sample_steps", "student_steps", "teacher_steps"):
+            if getattr(self, name) > 1000:
+                raise ValueError(f"{name} is {getattr(self, name)}; use at most 1000.")
+        if not self.lr:
+            raise ValueError("lr is 0, which trains nothing; use a number above 0.")
+        if not self.validation_timesteps:
+            raise ValueError("validation_timesteps is empty; use --validate-every 0 for no validation.")
         if self.dit == "lora" and self.dit_rank < 1:
             raise ValueError(f"dit_rank is {self.dit_rank}; use 1 or more, or --dit frozen.")
         for name in ("max_frames", "lengths"):
@@ -253,6 +263,7 @@ class Config:
 
 OFFICIAL = {
     "timestep_sampling": "uniform",
+    "epochs": "shortest",
     "rounding": "shipped",
     "schedule": "official",
     "mllm_max_pixels": 0,

@@ -29,7 +29,7 @@ class Memory:
     frozen: int
     """Weights that are not trained."""
     trained: int
-    """Trained weights in float32, and their bfloat16 copies in autocast."""
+    """Trained weights in float32."""
     gradients: int
     optimizer: int
     average: int
@@ -55,16 +55,17 @@ def memory(config: Config, built: model.KiwiModel) -> Memory:
     quantised = 1 if config.base_dtype == "fp8" else base
     frozen = counts["blocks"] * quantised + counts["dit"] * base
     encoders = counts["vision"] * base + counts["vae"] * base
-    if config.trains_mllm:
+    cached = bool(config.cache and config.reference_scales)
+    if config.trains_mllm or not cached:  # without a cache a frozen one makes the contexts
         frozen += counts["layers"] * quantised + counts["text"] * base
     return Memory(
         frozen=frozen,
-        trained=trained * (4 if config.precision == "fp32" else 6),
+        trained=trained * 4,
         gradients=trained * 4,
         optimizer=trained * _STATE[config.optimizer],
         average=trained * 4 if config.ema_decay else 0,
         activations=_activations(config, built),
-        encoders=0 if config.cache and config.reference_scales else encoders,
+        encoders=0 if cached else encoders,
     )
 
 

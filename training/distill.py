@@ -41,9 +41,9 @@ def losses(model, modules, batch, arguments: dict) -> torch.Tensor:
     config = model.config
     ends = windows(config.student_steps, config.shift)
     # The sample's draw of 1000 says which window, and where in it.
-    position = (1 - batch.timestep_ids.cpu().float() / len(flow_match.training_sigmas())) * config.student_steps
-    window = (config.student_steps - position).floor().long().clamp(0, config.student_steps - 1)
-    within = (config.student_steps - position) - window
+    place = batch.timestep_ids.cpu().float() / len(flow_match.training_sigmas()) * config.student_steps
+    window = place.long()
+    within = place - window
     high, low = ends[window], ends[window + 1]
 
     start = flow_match.add_noise(batch.latents, batch.noise, high)

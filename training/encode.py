@@ -49,6 +49,12 @@ class Encoder:
             (self.mllm if self.fixes_context else self.mllm.model.visual).to(self.device)
             self._there = True
 
+    def rest(self) -> None:
+        """Off the device with the VAE, where only sample clips needed it."""
+        if not self._there and self.device.type != "cpu":
+            self.vae.to("cpu")
+            torch.cuda.empty_cache()
+
     @property
     def fixes_context(self) -> bool:
         """Whether the context of a sample never changes."""

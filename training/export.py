@@ -79,13 +79,18 @@ def write(
     if "diffusers" in config.exports:
         if parts is None:
             raise ValueError("A diffusers folder needs the model that the run started from.")
-        released.write(merged(parts, changes, start), folder / "diffusers")
+        # A distilled model's adapters stand on those of its teacher, others go on with them.
+        released.write(merged(parts, changes, start, config.objective == "distill"), folder / "diffusers")
         made.append(folder / "diffusers")
     return made
 
 
-def merged(parts: Parts, changes: lora.Lora, start: lora.Lora | None = None) -> Parts:
-    """The model with all changes merged, one tensor at a time when it is written."""
+def merged(parts: Parts, changes: lora.Lora, start: lora.Lora | None = None, both: bool = False) -> Parts:
+    """The model with all changes merged, one tensor at a time when it is written.
+
+    Args:
+        start: adapters that the run started with. both: also where ``changes`` are, which otherwise went on with them.
+    """
     tensors = {
         DIT: {dit_keys.to_original(name): tensor for name, tensor in parts.transformer.items()},
         MLLM: dict(parts.mllm),
@@ -93,7 +98,7 @@ def merged(parts: Parts, changes: lora.Lora, start: lora.Lora | None = None) -> 
     }
     tensors[DIT] |= {dit_keys.SOURCE_PREFIX + name: tensor for name, tensor in parts.source_embedder.items()}
     tensors[DIT] |= {dit_keys.REFERENCE_PREFIX + name: tensor for name, tensor in parts.ref_embedder.items()}
-    own = {(part, weight) for part, weight, _ in changes}
+    own = set() if both else {(part, weight) for part, weight, _ in changes}
     for each in filter(None, (start, changes)):
         for part, weight, change in each:
             if each is start and ((part, weight) in own or change.down is None):

@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from kiwi_core import mllm
+from kiwi_core.checkpoints.lora import Lora
 from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.pipeline import KiwiEditPipeline
 
-from . import adapters, base, distill, flow_match, quantised
+from . import adapters, distill, flow_match, quantised
 from .config import Config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.bfloat16}
@@ -44,14 +45,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The same on a device."""
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Batch(**moved)
-
 
 @dataclass
 class At:
@@ -80,11 +73,16 @@ class KiwiModel(nn.Module):
         """Whether several processes train it."""
         object.__setattr__(self, "pipe", pipe)  # not a submodule: the VAE is neither trained nor wrapped
 
-    def forward(self, batch: Batch, at: At | None = None) -> torch.Tensor:
-        """Weighted loss of each sample, float32 ``[B]``; or the velocity at some point of a sampling run."""
+    def forward(self, batch: Batch, at: At | None = None, context_only: bool = False) -> torch.Tensor:
+        """Weighted loss of each sample, float32 ``[B]``; or the velocity at a point of sampling; or the context."""
         config = self.config
-        with torch.autocast(batch.latents.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        # Without autocast's cache: each weight is used once, and its copies would stay until the end.
+        with torch.autocast(
+            batch.latents.device.type, torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False
+        ):
             context = batch.context if batch.context is not None else self.mllm(batch.inputs)
+            if context_only:
+                return context
             arguments = {
                 "context": context,
                 "source_latents": batch.source_latents if config.use_source else None,
@@ -133,27 +131,37 @@ def trained_names(model: KiwiModel, config: Config) -> set[str]:
     return {name for name, _ in model.named_parameters() if is_trained(name)}
 
 
-def build(config: Config) -> tuple[KiwiModel, Parts]:
-    """The model of a run on the CPU: read, completed, quantised, with its adapters and the right parts trainable."""
-    parts, start = base.read(config)
-    return from_parts(parts, config, start), parts
+def encoders(parts: Parts, config: Config, start: Lora | None = None) -> KiwiModel:
+    """The model as it encodes samples, with nothing to train."""
+    pipe = KiwiEditPipeline.from_parts(parts, DTYPES[config.base_dtype])
+    model = KiwiModel(pipe, config)
+    if start is not None:
+        adapters.merge_absent(model, start, adapters.targets(model, config))
+    if config.base_dtype == "fp8":
+        quantised.quantise(model.mllm.model.language_model.layers)
+    return model
 
 
-def from_parts(parts: Parts, config: Config, start=None) -> KiwiModel:
-    """As :func:`build`, of parts that were read already; ``start`` are adapters to go on with."""
+def from_parts(parts: Parts, config: Config, start: Lora | None = None) -> KiwiModel:
+    """The model of a run on the CPU: quantised, with its adapters, and the right parts trainable.
+
+    Args:
+        parts, start: of :func:`training.base.read`.
+    """
     pipe = KiwiEditPipeline.from_parts(parts, DTYPES[config.base_dtype])
     pipe.set_progress_bar_config(disable=True)
     model = KiwiModel(pipe, config)
     torch.manual_seed(config.seed)
+    # A distilled model's adapters are the student alone: those of the start belong to the teacher.
+    goes_on = config.objective != "distill"
     if start is not None:
-        adapters.merge_absent(model, start, adapters.targets(model, config))
+        adapters.merge_absent(model, start, adapters.targets(model, config) if goes_on else {})
     if config.base_dtype == "fp8":
-        for part in ([] if config.dit == "full" else [model.dit.blocks], [model.mllm.model.language_model.layers]):
-            for module in part:
-                quantised.quantise(module)
+        for part in [model.mllm.model.language_model.layers, *([] if config.dit == "full" else [model.dit.blocks])]:
+            quantised.quantise(part)
     adapters.inject(model, config)
-    if start is not None:
-        adapters.load(model, start)
+    if start is not None and goes_on:
+        adapters.load(model, start, config)
     trained = trained_names(model, config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)

@@ -10,16 +10,26 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+)
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from . import optimizer_state
 from .config import Config
+
+# The others wait while the main process writes a checkpoint of a hundred gigabytes or decodes sample clips.
+_PATIENCE = timedelta(hours=3)
 
 
 def _asked_for(name: str) -> bool:
@@ -36,10 +46,14 @@ class Parallel:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
-        handlers = []
+        backend = {}
         if deepspeed and not cuda:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-            handlers.append(InitProcessGroupKwargs(backend="gloo"))
+            backend = {"backend": "gloo"}
+        handlers = [
+            InitProcessGroupKwargs(timeout=_PATIENCE, **backend),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ]
         for tracker in config.trackers:
             if importlib.util.find_spec(tracker) is None:
                 raise ValueError(f"{tracker} is not installed; pip install {tracker}, or leave it out of --trackers.")
@@ -94,6 +108,10 @@ class Parallel:
         optimizer = build(parameter for parameter in model.parameters() if parameter.requires_grad)
         self._forward = model
         if self.mode == "ddp":
+            # What never changes needs no exchange, and part of it lies elsewhere or in float8.
+            frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+            frozen += [name for name, _ in model.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
             self._forward = self.accelerator.prepare_model(model, device_placement=False)
         elif self.mode == "deepspeed":
             self._deepspeed_config.update(
@@ -145,6 +163,10 @@ class Parallel:
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
         return any(self.gather_list([flag]))
+
+    def of_main(self, value):
+        """What the main process has here."""
+        return self.gather_list([value])[0]
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -198,6 +220,7 @@ class Parallel:
 
     def finish(self) -> None:
         """End trackers and processes' bonds."""
+        self.wait()
         self.accelerator.end_training()
 
 
@@ -214,7 +237,8 @@ def _shard(model, accelerator: Accelerator) -> None:
     whole = {p for p in model.parameters() if not p.requires_grad and id(p) not in shared}
     for block in blocks:
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh, ignored_params=whole)
+    # Else what follows a validation, which has no backward pass, would find the unit whole.
+    fully_shard(model, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ def sample(forward: Callable, batch: Batch, steps: int, shift: float = 5.0) -> t
         forward: a ``KiwiModel`` or what wraps it.
     """
     sigmas = schedule.flow_sigmas(steps, shift)
+    batch.context = forward(batch, context_only=True)
     latents = batch.noise
     for sigma, following in pairwise(sigmas):
         velocity = forward(batch, At(latents, sigma.reshape(1)))

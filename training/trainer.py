@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 import torch
 from tqdm import tqdm
@@ -66,6 +70,10 @@ def train(config: Config) -> list[Path]:
     """
     if not config.output:
         raise ValueError("No output folder is given; pass --output.")
+    for name in ("output", "cache"):
+        path = Path(getattr(config, name) or ".")
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--{name} {path} is a file; name a folder.")
     return _Run(config).run()
 
 
@@ -86,9 +94,16 @@ class _Run:
         self.data, self.cache, self.rules = sources.read(config, self.parts, self.start)
         self.kinds = list(self.data.training)
         self.accumulation = config.accumulation or len(self.kinds)
-        folder = self.folder if self.parallel.is_main else None
-        counts = self._of_rank("drawn", 0), self._of_rank("bad_draws", 0)
-        self.broken = broken.Broken(folder, config.max_broken_share, self.state.get("broken", {}), *counts)
+        if found and self.state.get("data") != self.data.digest:
+            raise ValueError(
+                f"The data have changed since the run in {self.folder} began (rows, shapes or names of media); bring "
+                "the old ones back, or use another --output."
+            )
+        for kind in self.kinds:
+            _check_trains(config, kind)
+        self.broken = broken.Broken(
+            self.folder, config.max_broken_share, self._of_rank("drawn", 0), self._of_rank("bad_draws", 0)
+        )
         self.broken.tell(self.data.broken)
         unreadable = len(self.data.broken)
         self.broken.check(unreadable, unreadable + sum(len(part.rows) for part in self.data.training.values()))
@@ -109,14 +124,14 @@ class _Run:
         self.ema = EMA(self.model.trained(), config.ema_decay) if config.ema_decay else None
         if self.ema and found:
             self.parallel.load(self.ema.average, found.tensors("ema"))
-        self.iterators = {kind: self._batches(kind) for kind in self.kinds}
-        self.metrics = None
+        self.iterators = {kind: self._batches(kind, dataset) for kind, dataset in self._datasets().items()}
+        self.metrics = metrics.Metrics(self.folder, self.step, self._tracker()) if self.parallel.is_main else None
         self._stop = False
 
     # Setting up
 
     def _take_lock(self):
-        if not self.parallel.is_main:
+        if not self.parallel.is_main or fcntl is None:
             return None
         file = (self.folder / ".lock").open("w")
         try:
@@ -130,7 +145,7 @@ class _Run:
         path, mine = self.folder / CONFIG, json.loads(json.dumps(dataclasses.asdict(self.config)))
         if path.is_file():
             theirs = files.read_json(path)
-            differing = [name for name in mine if name not in _FREE and theirs.get(name) != mine[name]]
+            differing = [name for name in mine if name not in _FREE and name in theirs and theirs[name] != mine[name]]
             if self.config.schedule == "cosine" and theirs.get("steps") != mine["steps"]:
                 differing.append("steps")
             if differing:
@@ -165,18 +180,28 @@ class _Run:
             text = self.model.mllm.model.language_model
             yield from (self.model.mllm.connector, text)
 
-    def _batches(self, kind: str) -> Iterator[loader.Loaded]:
-        part, config = self.data.training[kind], self.config
-        dataset_ = loader.Samples(
-            part.rows, part.shapes, part.groups, kind, config.batch_size, config.seed, self.rules, self.cache,
-            config.reference_scales, config.timestep_sampling == "spread",
-        )  # fmt: skip
+    def _datasets(self) -> dict[str, loader.Samples]:
+        config = self.config
+        datasets = {
+            kind: loader.Samples(
+                part.rows, part.shapes, part.groups, kind, config.batch_size, config.seed, self.rules, self.cache,
+                config.reference_scales, config.timestep_sampling == "spread",
+            )
+            for kind, part in self.data.training.items()
+        }  # fmt: skip
+        if config.epochs == "shortest":
+            shortest = min(dataset.stream.batches_per_epoch for dataset in datasets.values())
+            for dataset in datasets.values():
+                dataset.epoch = shortest
+        return datasets
+
+    def _batches(self, kind: str, dataset: loader.Samples) -> Iterator[loader.Loaded]:
         processes, rank = self.parallel.processes, self.parallel.rank
         taken = self.state.get("taken", {}).get(kind, [0])
         # With another number of processes, none of what was seen comes again in this epoch.
         first = taken[rank] if self._saved == processes else -(-max(taken) * self._saved // processes)
         self.taken = {**getattr(self, "taken", {}), kind: first}
-        return loader.batches(dataset_, first, rank, processes, config.workers)
+        return loader.batches(dataset, first, rank, processes, self.config.workers)
 
     def _next(self, kind: str) -> loader.Loaded:
         """The kind's next batch that has samples."""
@@ -193,11 +218,7 @@ class _Run:
         config = self.config
         if self.parallel.is_main:
             files.save_json(json.loads(json.dumps(dataclasses.asdict(config))), self.folder / CONFIG)
-        self.metrics = metrics.Metrics(self.folder, self.step, self._tracker()) if self.parallel.is_main else None
-        if self.step == 0 and self.data.validation and config.validate_every:
-            first = self._validate()  # what the run starts from
-            if self.metrics:
-                self.metrics.add(0, first)
+        self._look()  # at what the run starts from, or what a kill came between
         with self._signals():
             bar = tqdm(
                 total=config.steps, initial=self.step, desc=config.recipe, unit="step", dynamic_ncols=True,
@@ -227,18 +248,20 @@ class _Run:
         torch.manual_seed(derive(config.seed, "step", self.step, self.parallel.rank))  # for dropout
         self.forward.train()
         losses: list[tuple[str, int, float]] = []
+        taken: list[model.Batch] = []
         for turn in range(self.accumulation):
             kind = self.kinds[(self.step * self.accumulation + turn) % len(self.kinds)]
             batch = batches.collate(self.encoder, self._next(kind).samples)
+            taken.append(batch)
             with self.parallel.batch(last=turn == self.accumulation - 1):
                 each = self.forward(batch)
                 if not each.isfinite().all():
-                    self._bad(batch, "loss")
+                    self._bad([batch], "loss")
                 self.parallel.backward(each.mean())
             losses += zip([kind] * len(batch), batch.timestep_ids.tolist(), each.detach().float().tolist())
         norm = self.parallel.clip(self.model.trained().values(), config.max_grad_norm)
         if norm is not None and not math.isfinite(norm):
-            self._bad(batch, "gradient")
+            self._bad(taken, "gradient")
         self.parallel.update(self.optimizer)
         self.step += 1
         if self.ema:
@@ -260,34 +283,51 @@ class _Run:
                 groups.setdefault(group, []).append(loss)
         return {name: sum(values) / len(values) for name, values in groups.items()}
 
-    def _bad(self, batch: model.Batch, what: str) -> None:
-        """Save the batch and give up: what comes after a number that is not finite is worthless."""
-        path = self.folder / BAD_BATCH
-        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        files.save_tensors(tensors, path, {"rows": json.dumps(batch.row_ids), "step": str(self.step + 1)})
+    def _bad(self, taken: list[model.Batch], what: str) -> None:
+        """Save the batches of an update and give up: what comes after a number that is not finite is worthless."""
+        path, rows = self.folder / BAD_BATCH, [row for batch in taken for row in batch.row_ids]
+        tensors = {
+            f"{number}.{name}": value.detach().cpu().contiguous()
+            for number, batch in enumerate(taken)
+            for name, value in vars(batch).items()
+            if isinstance(value, torch.Tensor)
+        }
+        files.save_tensors(tensors, path, {"rows": json.dumps(rows), "step": str(self.step + 1)})
         raise ValueError(
-            f"The {what} is not finite at update {self.step + 1} (rows {', '.join(batch.row_ids)}); the batch is in "
-            f"{path}. Lower --lr, or look at those rows; the same command goes on from the last checkpoint."
+            f"The {what} is not finite at update {self.step + 1} (rows {', '.join(rows)}); the batch is in {path}. "
+            "Lower --lr, or look at those rows; the same command goes on from the last checkpoint."
         )
 
     def _after(self, values: dict) -> None:
         config, step = self.config, self.step
-
-        def due(every: int) -> bool:
-            return bool(every) and (step % every == 0 or step == config.steps)
-
-        if self.data.validation and due(config.validate_every):
-            values |= self._validate()
-        if due(config.sample_every):
-            self._sample()
         if self.metrics:
             self.metrics.add(step, values)
         stop = self.parallel.any(self._stop)
         if step % config.save_every == 0 or step == config.steps or stop:
             self._save()
+        # After saving: these take memory of their own.
+        self._look()
         if stop and step < config.steps:
             raise Stopped(f"Stopped after update {step}; the same command goes on from there.")
+
+    def _look(self) -> None:
+        """Validation and sample clips that are due now and not there yet."""
+        config, step = self.config, self.step
+
+        def due(every: int, done: bool) -> bool:
+            return bool(every) and (step % every == 0 or step == config.steps) and not done
+
+        lines = metrics.read(self.folder) if self.parallel.is_main else []
+        validated = any(line["step"] == step and "validation/loss" in line for line in lines)
+        folder = self.folder / SAMPLES / f"step-{step:08d}"
+        todo = due(config.validate_every, validated), step > 0 and due(config.sample_every, folder.is_dir())
+        validate, sample = self.parallel.of_main(todo)
+        if validate and self.data.validation:
+            found = self._validate()
+            if self.metrics:
+                self.metrics.add(step, found)
+        if sample:
+            self._sample(folder)
 
     def _save(self) -> None:
         trained = self.parallel.full(self.model.trained())
@@ -299,7 +339,6 @@ class _Run:
             "drawn": self.parallel.gather_list([self.broken.drawn]),
             "bad_draws": self.parallel.gather_list([self.broken.bad]),
             "data": self.data.digest,
-            "broken": dict(self.parallel.gather_list(list(self.broken.known.items()))),
         }
         if self.parallel.is_main:
             tensors = {"model": trained, "optimizer": optimizer, "ema": averages}
@@ -314,33 +353,30 @@ class _Run:
         with self.ema.applied() if self.ema else contextlib.nullcontext():
             yield
 
-    def _held_out(self, count: int | None = None) -> list[loader.Sample]:
-        return list(
-            validation.samples(self.data.validation, self.rules, self.cache, self.config.reference_scales, count)
+    def _samples(self, rows: dict, count: int | None = None) -> Iterator[loader.Sample]:
+        return validation.samples(
+            rows, self.rules, self.cache, self.config.reference_scales, count, self.broken.tell
         )
 
     def _validate(self) -> dict:
         self.forward.eval()
+        chosen = self._samples(self.data.validation)
         with self._averaged():
-            found = validation.losses(
-                self.forward, self.encoder, self._held_out(), self.config.validation_timesteps
-            )
+            found = validation.losses(self.forward, self.encoder, chosen, self.config.validation_timesteps)
         return validation.summary(found)
 
-    def _sample(self) -> None:
-        rows = self.data.validation or self.data.training
+    def _sample(self, folder: Path) -> None:
         self.forward.eval()
-        folder = self.folder / SAMPLES / f"step-{self.step:08d}"
-        chosen = validation.samples(
-            rows, self.rules, self.cache, self.config.reference_scales, self.config.sample_rows
-        )
+        temporary = folder.with_name(f".{folder.name}.tmp")
         with self._averaged():
-            for sample in chosen:
+            for sample in self._samples(self.data.validation or self.data.training, self.config.sample_rows):
                 batch = batches.collate(self.encoder, [sample])
                 latents = sampling.sample(self.forward, batch, self.config.sample_steps, self.config.shift)
                 if self.parallel.is_main:
-                    sampling.write(self.model, batch, latents, folder)
-        if self.parallel.is_main:
+                    sampling.write(self.model, batch, latents, temporary)
+        self.encoder.rest()
+        if self.parallel.is_main and temporary.is_dir():
+            temporary.rename(folder)
             logger.info("Sample clips are in %s.", folder)
 
     def _tracker(self):
@@ -368,19 +404,35 @@ class _Run:
                 signal.signal(number, handler)
 
 
-def export_newest(config: Config) -> list[Path]:
+def _check_trains(config: Config, kind: str) -> None:
+    """ValueError if nothing that is trained has a part in samples of a kind."""
+    everything = config.dit != "frozen" or config.mllm_rank or config.train_connector
+    own = kind in config.queries or (config.use_source and config.train_source_embedder)
+    of_references = kind == "ref" and (config.train_ref_connector or config.train_ref_embedder)
+    if not (everything or own or of_references):
+        raise ValueError(f"Nothing that is trained has a part in {kind} rows; set --kinds without it, or --dit lora.")
+
+
+def export_run(folder: Path, exports: Sequence[str] = ()) -> list[Path]:
     """Write the exports of a run from its newest checkpoint, whether it has ended or not.
 
+    Args:
+        folder: the run's. exports: see :class:`Config`; the run's own without.
+
     Raises:
-        FileNotFoundError, ValueError: no checkpoint there, or files that do not go together.
+        FileNotFoundError, ValueError: no run there, or its model is no longer what it was.
     """
-    found = checkpoint.newest(Path(config.output) / CHECKPOINTS)
+    found = checkpoint.newest(folder / CHECKPOINTS)
     if found is None:
-        raise FileNotFoundError(f"{config.output or '--output'} has no checkpoint; give the output folder of a run.")
+        raise FileNotFoundError(f"{folder} has no checkpoint; give the output folder of a run.")
+    known = {field.name for field in dataclasses.fields(Config)}
+    settings = {name: value for name, value in files.read_json(folder / CONFIG).items() if name in known}
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    config = Config(**settings | {"output": str(folder)} | ({"exports": tuple(exports)} if exports else {}))
     parts, start = base.read(config)
     built = model.from_parts(parts, config, start)
     trained = found.tensors("ema") or found.tensors("model")
     if trained.keys() != built.trained().keys():
-        raise ValueError(f"{found.path} is of another recipe or other settings; give those of the run.")
+        raise ValueError(f"{found.path} is not of the model in {config.model}; bring the old one back.")
     digest = found.state.get("data", "")
     return export.write(config, trained, adapters.alphas(built), parts, start, digest, found.step)

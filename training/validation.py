@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -18,19 +18,30 @@ from .model import Batch
 _SEED = "validation"
 
 
-def samples(rows: dict[str, Rows], rules: Rules, cache, scales: int, count: int | None = None) -> Iterable[Sample]:
-    """Samples of validation rows, each with noise of its own that no setting changes.
+def samples(
+    rows: dict[str, Rows],
+    rules: Rules,
+    cache,
+    scales: int,
+    count: int | None = None,
+    report: Callable[[list[tuple[str, str]]], None] = lambda broken: None,
+) -> Iterator[Sample]:
+    """Samples of validation rows one by one, each with noise of its own that no setting changes.
 
     Args:
-        count: at most so many of each kind.
+        count: at most so many of each kind. report: is told of rows that cannot be read, which are left out.
     """
     for kind, part in rows.items():
         for row, shape in list(zip(part.rows, part.shapes))[:count]:
             places = reference_scales(scales) if scales else [1.0]
             middle = len(places) // 2
             sample = Sample(row.id, kind, row.prompt, 0, derive(_SEED, row.id), middle, places[middle])
-            fill(sample, row, shape, rules, cache)
-            yield sample
+            try:
+                fill(sample, row, shape, rules, cache)
+            except (ValueError, OSError) as error:
+                report([(row.id, str(error))])
+            else:
+                yield sample
 
 
 @torch.no_grad()
@@ -48,6 +59,7 @@ def losses(
     found: dict[str, list[float]] = {}
     for sample in chosen:
         batch = collate(encoder, [sample])
+        batch.context = forward(batch, context_only=True)
         for timestep in timesteps:
             batch.timestep_ids = torch.tensor([timestep])
             _, index = flow_match.lookup(timestep, encoder.model.config.rounding)

@@ -128,3 +128,38 @@ def test_a_dora_is_exported_for_comfyui_and_can_be_gone_on_with(quick):
         if not name.endswith("alpha"):
             parameter = trained[names.key(name)]
             assert parameter.to(torch.bfloat16).flatten().equal(tensor.flatten()), name
+
+
+@pytest.mark.parametrize("alphas", [(32.0, 0.0), (0.0, 32.0), (32.0, 32.0)])
+def test_a_start_does_the_same_whatever_alpha_it_had(quick, alphas):
+    first = quick("tiny_style_lora", output="first", steps=2, alpha=alphas[0], lr=1e-2, kinds=("video",), cache="")
+    trainer.train(first)
+    second = quick("tiny_style_lora", output="second", start=first.output, alpha=alphas[1], cache="")
+    built = model.from_parts(*_swap(base.read(second), second))
+    layer = built.dit.blocks[0].attn1.to_q
+    saved = load_file(Path(first.output) / "exports" / "training.safetensors")
+    down, up = (saved[f"dit.blocks.0.self_attn.q.lora_{half}.default.weight"].float() for half in "AB")
+    torch.testing.assert_close(layer.get_delta_weight("default"), up @ down, rtol=2e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [("dora", "lora"), ("lora", "dora")])
+def test_a_start_of_another_kind_of_adapter_is_refused(quick, kinds):
+    first = quick("tiny_style_lora", output="first", steps=1, adapter=kinds[0], kinds=("video",), cache="")
+    trainer.train(first)
+    start = Path(first.output) / "exports" / "first.safetensors"
+    second = quick("tiny_style_lora", output="second", start=str(start), adapter=kinds[1], cache="")
+    with pytest.raises(ValueError, match=f"adapters of the kind {kinds[0]}; set --adapter {kinds[0]}"):
+        model.from_parts(*_swap(base.read(second), second))
+
+
+def test_the_teacher_of_a_distilled_model_has_the_adapters_of_the_start(quick):
+    first = quick("tiny_style_lora", output="first", steps=2, lr=1e-1, kinds=("video",), cache="")
+    trainer.train(first)
+    second = quick("tiny_distill", output="second", start=first.output, cache="")
+    built = model.from_parts(*_swap(base.read(second), second))
+    plain = model.from_parts(*_swap(base.read(second.replace(start="")), second))
+    saved = load_file(Path(first.output) / "exports" / "training.safetensors")
+    down, up = (saved[f"dit.blocks.0.self_attn.q.lora_{half}.default.weight"].float() for half in "AB")
+    layers = [each.dit.blocks[0].attn1.to_q for each in (built, plain)]
+    torch.testing.assert_close(layers[0].base_layer.weight, layers[1].base_layer.weight + up @ down)
+    assert not layers[0].get_delta_weight("default").any()  # the student begins as its teacher

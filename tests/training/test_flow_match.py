@@ -130,3 +130,12 @@ def test_the_first_stage_has_no_source():
     source_embedder.patch_embedding.bias.zero_()
     silent = flow_match.flow_match_loss(transformer, source_embedder, None, latents, noise, 500, context, latents)
     assert torch.equal(alone, silent)
+
+
+@pytest.mark.parametrize("timestep_id", IDS)
+def test_autocast_over_float32_weights_gives_the_bfloat16_loss(timestep_id):
+    """As runs are trained: the published one keeps its weights in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(golden.dit_modules(), timestep_id, "b2", True).detach()
+    stored = GOLDEN[f"loss.id{timestep_id}.bf16.src_ref"][0]
+    golden.assert_close_relative("train loss autocast", loss, stored, golden.TOLERANCES["train bf16"]["loss_rtol"])

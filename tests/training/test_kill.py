@@ -27,7 +27,7 @@ POINTS = [
     ("training.metrics:Metrics.add", 1),
     ("training.ema:EMA.update", 2),
     ("training.trainer:_Run._validate", 1),
-    ("training.parallel:Parallel.backward", 8),
+    ("training.parallel:Parallel.backward", 5),
     ("training.export:write", 1),
 ]
 

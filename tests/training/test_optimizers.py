@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from training import adapters, optimizers, quantised, recipes
+from training import adapters, base, optimizers, quantised, recipes
 from training.config import OPTIMIZERS
 from training.ema import EMA
 from training.parallel import Parallel
@@ -280,7 +280,8 @@ def float8_model(tiny_model):
         config = recipes.get("tiny_style_lora").replace(
             model=str(tiny_model / "released"), base_dtype="fp8", adapter=adapter, mllm_rank=0, precision="bf16"
         )
-        return model.build(config)[0]
+        parts, start = base.read(config)
+        return model.from_parts(parts, config, start)
 
     return float8_model
 

@@ -77,19 +77,6 @@ def test_a_cached_style_has_the_losses_of_an_uncached_one(quick):
     assert losses(cached) == losses(uncached)
 
 
-def test_batches_do_not_change_what_a_sample_teaches(quick):
-    """The gradient of a batch is the mean of its samples': one update with four samples, however they are batched."""
-    runs = []
-    for size in (1, 2, 4):
-        config = quick(output=f"by{size}", steps=1, batch_size=size, accumulation=4 // size, kinds=("ref",), lr=1e-3)
-        trainer.train(config)
-        runs.append((losses(config), load_file(Path(config.output) / "exports" / "training.safetensors")))
-    # Which samples make a batch depends on its size, but with four of them all come once.
-    for loss, weights in runs[1:]:
-        assert loss == pytest.approx(runs[0][0], rel=0.2)
-        assert weights.keys() == runs[0][1].keys()
-
-
 @pytest.fixture(scope="module")
 def built(tiny_model, pairs, tmp_path_factory):
     """A model as stage 3 trains it, before any step."""
@@ -136,6 +123,27 @@ def test_samples_of_a_batch_have_the_losses_that_they_have_alone(built):
         alone = torch.cat([built(collate(encoder, [each])) for each in (short, long)])
         together = built(collate(encoder, [short, long]))
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_a_batch_is_the_mean_of_its_samples(tiny_model, pairs, tmp_path):
+    config = training_data.config("tiny_stage3", tiny_model / "released", pairs, tmp_path)
+    built = model.from_parts(*_read(config)).train()
+    encoder = Encoder(built, "cpu")
+    drawn = [sample("video", seed, timestep)[0] for seed, timestep in ((3, 200), (4, 700))]
+    found = []
+    for groups in ([drawn], [[each] for each in drawn]):
+        for group in groups:
+            (built(collate(encoder, group)).mean() / len(groups)).backward()
+        found.append({n: p.grad.clone() for n, p in built.trained().items() if p.grad is not None})
+        built.zero_grad(set_to_none=True)
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-3, atol=1e-5)
+
+
+def _read(config):
+    parts, start = base.read(config)
+    return parts, config, start
 
 
 def test_checkpointing_changes_no_gradient(tiny_model, pairs, tmp_path):
@@ -211,7 +219,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(quick, monkeypatch
     with pytest.raises(ValueError, match=f"The {what} is not finite at update 2 .*bad_batch.safetensors"):
         trainer.train(config)
     saved = load_file(Path(config.output) / "bad_batch.safetensors")
-    assert saved["latents"].shape == saved["noise"].shape
+    assert saved["0.latents"].shape == saved["0.noise"].shape
     monkeypatch.undo()
     trainer.train(config)  # goes on from the first update
     assert [line["step"] for line in metrics.read(Path(config.output))] == [1, 2, 3]
@@ -221,6 +229,42 @@ def test_another_run_in_the_same_folder_is_refused(quick):
     trainer.train(quick(steps=1))
     with pytest.raises(ValueError, match=r"other settings \(lr is 0.002 there and 0.5 here\)"):
         trainer.train(quick(steps=2, lr=0.5))
+
+
+def test_a_run_notices_that_its_data_have_changed(quick, tmp_path):
+    table = training_data.write_all(tmp_path / "data", 3)
+    trainer.train(quick(data=(str(table),), cache="", steps=1))
+    table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(ValueError, match=r"The data have changed since the run .* began"):
+        trainer.train(quick(data=(str(table),), cache="", steps=2))
+
+
+def test_a_broken_validation_row_is_left_out(quick, tmp_path):
+    table = training_data.write_all(tmp_path / "data", 3)
+    held = training_data.write_all(tmp_path / "held", 1)
+    clip = tmp_path / "held" / "video0_edit.mkv"
+    media.save_video(clip, media.load_video(clip).frames[:, :40], 12, crf=1)
+    config = quick(data=(str(table),), validation_data=(str(held),), cache="", steps=1, validate_every=1)
+    trainer.train(config)
+    (last,) = [line for line in metrics.read(Path(config.output)) if "validation/loss" in line and line["step"]]
+    assert "validation/kind/image" in last
+    assert "validation/kind/video" not in last
+
+
+def test_published_epochs_end_with_the_smallest_kind(quick, tmp_path):
+    rows = [training_data.write_pair(tmp_path / "data", f"i{n}", n, frames=1) for n in range(5)]
+    rows += [training_data.write_pair(tmp_path / "data", f"v{n}", n) for n in range(2)]
+    table = training_data.write_table(tmp_path / "data", rows)
+    seen = {}
+    for epochs in ("own", "shortest"):
+        config = quick("tiny_stage2", data=(str(table),), cache="", batch_size=1, epochs=epochs, output=epochs)
+        run = trainer._Run(config)
+        images = run._datasets()["image"]
+        seen[epochs] = [images[place].samples[0].row_id for place in range(10)]
+    assert len(set(seen["own"][:5])) == 5
+    # Two of the five a time, from a new shuffling each.
+    assert [len(set(seen["shortest"][place : place + 2])) for place in (0, 2, 4)] == [2, 2, 2]
+    assert seen["shortest"][:4] != seen["own"][:4]
 
 
 def test_samples_and_validation_are_of_held_out_rows(quick):

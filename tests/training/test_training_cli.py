@@ -6,6 +6,7 @@ import shutil
 import pytest
 import training_data
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from training import cli, metrics, recipes
 
@@ -51,7 +52,7 @@ def test_help_lists_the_commands(run, argv):
         assert any(line.split()[:1] == [command] for line in output.splitlines())
 
 
-@pytest.mark.parametrize("command", ["train", "describe", "cache", "export"])
+@pytest.mark.parametrize("command", ["train", "describe", "cache"])
 def test_help_of_a_command_lists_the_recipes(run, command):
     status, output, _ = run(command, "--help")
     assert status == 0
@@ -107,7 +108,7 @@ def test_official_gives_way_to_a_flag(run):
         (["cache", "tiny_stage1"], "No cache folder is given; pass --cache."),
         (["plot", "nowhere"], "nowhere holds no losses (metrics.jsonl); give the output folder of a run."),
         (["check-data", "nowhere.csv"], "nowhere.csv does not exist; check the path."),
-        (["export", "tiny_stage1", "--output", "nowhere"], "nowhere has no checkpoint; "),
+        (["export", "nowhere"], "nowhere has no checkpoint; "),
     ],
 )
 def test_a_mistake_is_one_sentence(run, tmp_path, monkeypatch, argv, sentence):
@@ -252,7 +253,7 @@ def test_cache_train_plot_and_export(run, tmp_path, tiny, table):
 
     trained = contents(exported)
     exported.unlink()
-    status, output, error = run("export", *recipe)
+    status, output, error = run("export", folder)
     assert (status, output, said(error)) == (0, f"{exported}\n", [])
     assert contents(exported) == trained
     assert trained[0]["kiwi_edit.recipe"] == "tiny_stage1"
@@ -275,8 +276,25 @@ def test_a_run_with_other_settings_needs_another_folder(run, tmp_path, tiny, tab
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
-def test_export_needs_the_settings_of_the_run(run, tiny, table):
-    assert run("train", "tiny_stage1", *tiny(data=table))[0] == 0
-    status, _, error = run("export", "tiny_stage3", *tiny(data=table))
+def test_export_goes_by_the_settings_of_the_run(run, tmp_path, tiny, table):
+    assert run("train", "tiny_stage1", *tiny(data=table), "--alpha", "32")[0] == 0
+    folder = tmp_path / "run"
+    status, output, _ = run("export", folder, "--exports", "comfyui")
+    path = folder / "exports" / "run.safetensors"
+    assert (status, output) == (0, f"{path}\n")
+    alphas = {float(tensor) for name, tensor in load_file(path).items() if name.endswith(".alpha")}
+    assert alphas == {32.0}
+
+
+@pytest.mark.parametrize("flags, said_", [
+    (["--queries", "--mllm-rank", "0", "--train-connector", "False", "--train-ref-connector", "True"],
+     "Nothing that is trained has a part in image rows"),
+    (["--mllm-targets", "qproj"], "No layer fits mllm_targets qproj"),
+    (["--aspects", "1:100"], "both sides must be 16 or more"),
+    (["--sample-steps", "5000"], "sample_steps is 5000"),
+    (["--lr", "0"], "lr is 0"),
+])  # fmt: skip
+def test_a_setting_that_teaches_nothing_is_refused(run, tiny, table, flags, said_):
+    status, _, error = run("train", "tiny_stage1", *tiny(data=table), *flags)
     assert status == 2
-    assert "other settings" in said(error)[0] or "another recipe" in said(error)[0]
+    assert said_ in " ".join(error.split())

@@ -42,7 +42,7 @@ class Data:
     broken: list[tuple[str, str]]
     """Rows whose media cannot be read, and why."""
     digest: str
-    """Of all rows: ids, prompts, names of media."""
+    """Of the rows that are trained on: ids, prompts, shapes, names of media."""
 
 
 def read(
@@ -86,7 +86,11 @@ def read(
         validation, broken = {kind: held[kind] for kind in chosen if kind in held}, broken + more
     elif validation_rows:
         validation = {kind: _hold_out(rows, validation_rows) for kind, rows in chosen.items()}
-    return Data(chosen, validation, broken, digest(rows))
+    trained = {row.id for rows in chosen.values() for row in rows.rows}
+    shared = sum(row.id in trained for rows in validation.values() for row in rows.rows)
+    if shared:
+        logger.warning("%d of the validation rows are trained on too.", shared)
+    return Data(chosen, validation, broken, digest(chosen))
 
 
 def _sort(
@@ -124,10 +128,12 @@ def _hold_out(rows: Rows, count: int) -> Rows:
     return held
 
 
-def digest(rows: list[Row]) -> str:
-    """Of what the rows say; the contents of their media are not read."""
+def digest(chosen: dict[str, Rows]) -> str:
+    """Of what the rows say, in their order; the contents of their media are not read."""
     found = hashlib.sha256()
-    for row in sorted(rows, key=lambda row: row.id):
-        place = [row.id, row.prompt, *(media.name.rpartition("/")[2] for media in (row.source, row.target))]
-        found.update("\0".join(place).encode() + b"\1")
+    for kind, rows in chosen.items():
+        for row, shape in zip(rows.rows, rows.shapes):
+            media = (row.source, row.target, *([row.reference] if row.reference else []))
+            names = [one.name.rpartition("/")[2] for one in media]
+            found.update("\0".join([kind, row.id, row.prompt, str(shape), *names]).encode() + b"\1")
     return found.hexdigest()[:16]

@@ -58,6 +58,7 @@ class Samples(Dataset):
         rows, shapes: of the kind's samples. groups: what must be equal within a batch.
         cache: a ``training.cache.Cache``, or None. reference_scales: number of scales; 0 draws any.
         spread: timesteps follow a sequence that fills the range evenly, rather than being drawn each on its own.
+        epoch: batches after which all is shuffled anew; 0 for all there are.
     """
 
     def __init__(
@@ -72,15 +73,20 @@ class Samples(Dataset):
         cache=None,
         reference_scales: int = 8,
         spread: bool = True,
+        epoch: int = 0,
     ):
         self.rows, self.shapes, self.kind, self.seed = rows, shapes, kind, seed
         self.rules, self.cache, self.reference_scales, self.spread = rules, cache, reference_scales, spread
-        self.batch_size = batch_size
+        self.batch_size, self.epoch = batch_size, epoch
         self.stream = BatchStream(groups, [row.shard for row in rows], batch_size, seed, kind)
 
     def __getitem__(self, place: int) -> Loaded:
         loaded = Loaded(place)
-        for slot, number in enumerate(self.stream.batch(place)):
+        within = place
+        if self.epoch:
+            number, rest = divmod(place, self.epoch)
+            within = number * self.stream.batches_per_epoch + rest
+        for slot, number in enumerate(self.stream.batch(within)):
             row, shape = self.rows[number], self.shapes[number]
             try:
                 sample = self.draw(row, place, slot)

@@ -68,7 +68,9 @@ def _crop_size(height: int, width: int, aspects: Sequence[str]) -> tuple[int, in
     """Size of the largest part of a frame that has the nearest of the aspects."""
     ratios = [int(wide) / int(high) for wide, high in (aspect.split(":") for aspect in aspects)]
     ratio = min(ratios, key=lambda each: abs(math.log(each * height / width)))
-    return (height, round(height * ratio)) if width / height > ratio else (round(width / ratio), width)
+    if width / height > ratio:
+        return height, max(1, round(height * ratio))
+    return max(1, round(width / ratio)), width
 
 
 def fit(frames: np.ndarray, shape: Shape) -> np.ndarray:
