@@ -104,7 +104,9 @@ class _Run:
         self.broken = broken.Broken(
             self.folder, config.max_broken_share, self._of_rank("drawn", 0), self._of_rank("bad_draws", 0)
         )
-        self.broken.tell(self.data.broken)
+        # What every process finds, one tells.
+        self._tell = self.broken.tell if self.parallel.is_main else self.broken.known.update
+        self._tell(self.data.broken)
         unreadable = len(self.data.broken)
         self.broken.check(unreadable, unreadable + sum(len(part.rows) for part in self.data.training.values()))
 
@@ -355,7 +357,7 @@ class _Run:
 
     def _samples(self, rows: dict, count: int | None = None) -> Iterator[loader.Sample]:
         return validation.samples(
-            rows, self.rules, self.cache, self.config.reference_scales, count, self.broken.tell
+            rows, self.rules, self.cache, self.config.reference_scales, count, self._tell
         )
 
     def _validate(self) -> dict:
