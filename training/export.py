@@ -81,6 +81,7 @@ def write(
             raise ValueError("A diffusers folder needs the model that the run started from.")
         # A distilled model's adapters stand on those of its teacher, others go on with them.
         released.write(merged(parts, changes, start, config.objective == "distill"), folder / "diffusers")
+        files.save_json(about, folder / "diffusers" / "training.json")
         made.append(folder / "diffusers")
     return made
 

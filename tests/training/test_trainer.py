@@ -301,6 +301,7 @@ def test_an_export_is_the_model_that_was_trained(quick):
     config = quick(steps=2, exports=("training", "diffusers"), lr=1e-2)
     trainer.train(config)
     folder = Path(config.output) / "exports"
+    assert json.loads((folder / "diffusers" / "training.json").read_text())["kiwi_edit.recipe"] == "tiny_stage3"
     clip, reference = training_data.scene(3), training_data.scene(9, 1)[0]
     results = []
     for pipe in (
