@@ -58,6 +58,6 @@ class Broken:
         if bad > self.share * total:
             row, problem = next(iter(self.known.items()))
             raise ValueError(
-                f"{bad} of {total} samples cannot be read (the first is {row}: {problem}); see {FILE} in the output "
-                "folder, mend them, or raise --max-broken-share."
+                f"{bad} of {total} samples cannot be read (the first is {row}: {problem.rstrip('.')}); see {FILE} in "
+                "the output folder, mend them, or raise --max-broken-share."
             )

@@ -108,7 +108,8 @@ class _Run:
         self._tell = self.broken.tell if self.parallel.is_main else self.broken.known.update
         self._tell(self.data.broken)
         unreadable = len(self.data.broken)
-        self.broken.check(unreadable, unreadable + sum(len(part.rows) for part in self.data.training.values()))
+        readable = [*self.data.training.values(), *self.data.validation.values()]
+        self.broken.check(unreadable, unreadable + sum(len(part.rows) for part in readable))
 
         self.model = model.from_parts(self.parts, config, self.start)
         trained = self.model.trained()

@@ -202,7 +202,7 @@ def test_what_cannot_be_checked_is_refused(row):
 def test_reports_can_be_read_and_written(tmp_path, row):
     report = check_rows([replace(row, prompt=""), replace(row, id="größer", target=row.source)])
     text = str(report)
-    assert "Rows: 2, with 1 errors and 1 warnings." in text and "video (2)" in text and "48x32 (2)" in text
+    assert "Rows: 2. Errors: 1. Warnings: 1." in text and "video (2)" in text and "48x32 (2)" in text
     assert "error: row r: The prompt is empty" in text and f"warning: row größer, {row.source.name}: " in text
     path = report.write(tmp_path / "new" / "problems.jsonl")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -201,7 +201,7 @@ def table(tmp_path):
 def test_good_data_are_checked(run, table, tmp_path):
     status, output, _ = run("check-data", table, "--workers", "0", "--report", tmp_path / "report.jsonl")
     assert status == 0
-    assert "Rows: 2, with 0 errors and 0 warnings." in output
+    assert "Rows: 2. Errors: 0. Warnings: 0." in output
     assert (tmp_path / "report.jsonl").read_text() == ""
 
 

@@ -53,7 +53,7 @@ class Report:
     def __str__(self) -> str:
         sizes = Counter({f"{width}x{height}": count for (height, width), count in self.sizes.items()})
         lines = [
-            f"Rows: {self.rows}, with {len(self.errors)} errors and {len(self.warnings)} warnings.",
+            f"Rows: {self.rows}. Errors: {len(self.errors)}. Warnings: {len(self.warnings)}.",
             f"Kinds: {_counts(self.kinds)}.",
             f"Sizes: {_counts(sizes)}.",
             f"Frames: {_counts(self.frames)}.",
