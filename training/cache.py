@@ -129,13 +129,13 @@ class Cache:
     def load(self, row: Row, shape: Shape, kind: str) -> Encoded | None:
         """A sample, if all of it is there."""
         paths = self.paths(row, shape, kind)
-        if paths is None or not all(path.is_file() for path in paths.values()):
+        if paths is None:
             return None
         fields: dict[str, torch.Tensor] = {}
         for name, path in paths.items():
             try:
                 tensors = files.load_tensors(path)
-            except (ValueError, OSError):  # torn by a power cut: as if it were missing
+            except (ValueError, OSError):  # missing, or torn by a power cut
                 return None
             fields[name] = tensors["value"]
             if "grid" in tensors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -97,11 +97,8 @@ class Encoder:
         inputs = mllm.assemble(
             self.mllm.tokenizer, prompt, kind, counts[kind], grids, self.limits.tokens_per_second
         )
-        vision = tuple(
-            mllm.Vision(None, part.grid_thw, part.token_mask, features)
-            for part, (features, _) in zip(inputs.vision, shown)
-        )
-        return mllm.MLLMInputs(**{**vars(inputs), "vision": vision})
+        vision = tuple(replace(part, features=features) for part, (features, _) in zip(inputs.vision, shown))
+        return replace(inputs, vision=vision)
 
     def encode(
         self,

@@ -41,7 +41,7 @@ def write(
     config: Config,
     trained: Mapping[str, torch.Tensor],
     alphas: Mapping[str, float],
-    parts: Parts | None,
+    parts: Parts,
     start: lora.Lora | None,
     data_digest: str,
     step: int,
@@ -50,7 +50,7 @@ def write(
 
     Args:
         trained: trained parameters (or their averages) by our names. alphas: of the adapters.
-        parts: the model that the run started from, for "diffusers"; ``start`` its adapters that were not trained.
+        parts, start: the model that the run started from, and the adapters that it started with.
 
     Returns:
         The files and folders.
@@ -63,7 +63,7 @@ def write(
         logger.info("The official layout has no place for DoRA; ComfyUI's file holds it.")
     elif "training" in config.exports:
         tensors = {name: _bf16(tensor) for name, tensor in changes.write("training").tensors.items()}
-        if config.dit == "full" and parts is not None:
+        if config.dit == "full":
             tensors |= {
                 f"dit.{dit_keys.to_original(name)}": _bf16(tensor)
                 for name, tensor in parts.transformer.items()
@@ -77,8 +77,6 @@ def write(
         files.save_tensors({name: _bf16(tensor) for name, tensor in written.tensors.items()}, path, about)
         made.append(path)
     if "diffusers" in config.exports:
-        if parts is None:
-            raise ValueError("A diffusers folder needs the model that the run started from.")
         # A distilled model's adapters stand on those of its teacher, others go on with them.
         released.write(merged(parts, changes, start, config.objective == "distill"), folder / "diffusers")
         files.save_json(about, folder / "diffusers" / "training.json")
@@ -102,7 +100,7 @@ def merged(parts: Parts, changes: lora.Lora, start: lora.Lora | None = None, bot
     own = set() if both else {(part, weight) for part, weight, _ in changes}
     for each in filter(None, (start, changes)):
         for part, weight, change in each:
-            if each is start and ((part, weight) in own or change.down is None):
+            if each is start and ((part, weight) in own or (change.down is None and change.diff is None)):
                 continue
             tensors[part][weight] = _changed(tensors[part][weight], change)
     dit, source, reference, _ = dit_keys.split_embedders(tensors[DIT])

@@ -131,12 +131,23 @@ def trained_names(model: KiwiModel, config: Config) -> set[str]:
     return {name for name, _ in model.named_parameters() if is_trained(name)}
 
 
-def encoders(parts: Parts, config: Config, start: Lora | None = None) -> KiwiModel:
-    """The model as it encodes samples, with nothing to train."""
+def _frozen(parts: Parts, config: Config, start: Lora | None) -> KiwiModel:
+    """The model with the adapters of ``start`` merged, but for those that the run goes on with."""
     pipe = KiwiEditPipeline.from_parts(parts, DTYPES[config.base_dtype])
     model = KiwiModel(pipe, config)
     if start is not None:
-        adapters.merge_absent(model, start, adapters.targets(model, config))
+        adapters.merge_absent(model, start, adapters.targets(model, config) if _goes_on(config) else {})
+    return model
+
+
+def _goes_on(config: Config) -> bool:
+    """Not a distilled model, whose adapters are the student alone: those of the start belong to the teacher."""
+    return config.objective != "distill"
+
+
+def encoders(parts: Parts, config: Config, start: Lora | None = None) -> KiwiModel:
+    """The model as it encodes samples, with nothing to train."""
+    model = _frozen(parts, config, start)
     if config.base_dtype == "fp8":
         quantised.quantise(model.mllm.model.language_model.layers)
     return model
@@ -148,19 +159,12 @@ def from_parts(parts: Parts, config: Config, start: Lora | None = None) -> KiwiM
     Args:
         parts, start: of :func:`training.base.read`.
     """
-    pipe = KiwiEditPipeline.from_parts(parts, DTYPES[config.base_dtype])
-    pipe.set_progress_bar_config(disable=True)
-    model = KiwiModel(pipe, config)
+    model = encoders(parts, config, start)
+    if config.base_dtype == "fp8" and config.dit != "full":
+        quantised.quantise(model.dit.blocks)
     torch.manual_seed(config.seed)
-    # A distilled model's adapters are the student alone: those of the start belong to the teacher.
-    goes_on = config.objective != "distill"
-    if start is not None:
-        adapters.merge_absent(model, start, adapters.targets(model, config) if goes_on else {})
-    if config.base_dtype == "fp8":
-        for part in [model.mllm.model.language_model.layers, *([] if config.dit == "full" else [model.dit.blocks])]:
-            quantised.quantise(part)
     adapters.inject(model, config)
-    if start is not None and goes_on:
+    if start is not None and _goes_on(config):
         adapters.load(model, start, config)
     trained = trained_names(model, config)
     for name, parameter in model.named_parameters():

@@ -102,7 +102,7 @@ class _Run:
         for kind in self.kinds:
             _check_trains(config, kind)
         self.broken = broken.Broken(
-            self.folder, config.max_broken_share, self._of_rank("drawn", 0), self._of_rank("bad_draws", 0)
+            self.folder, config.max_broken_share, self._of_rank("drawn"), self._of_rank("bad_draws")
         )
         # What every process finds, one tells.
         self._tell = self.broken.tell if self.parallel.is_main else self.broken.known.update
@@ -127,6 +127,7 @@ class _Run:
         self.ema = EMA(self.model.trained(), config.ema_decay) if config.ema_decay else None
         if self.ema and found:
             self.parallel.load(self.ema.average, found.tensors("ema"))
+        self.taken: dict[str, int] = {}  # batches so far, by kind
         self.iterators = {kind: self._batches(kind, dataset) for kind, dataset in self._datasets().items()}
         self.metrics = metrics.Metrics(self.folder, self.step, self._tracker()) if self.parallel.is_main else None
         self._stop = False
@@ -158,10 +159,10 @@ class _Run:
                     f"{mine[name]!r} here); use another --output."
                 )
 
-    def _of_rank(self, name: str, default: int) -> int:
-        """What the checkpoint says of this process."""
+    def _of_rank(self, name: str) -> int:
+        """A count of this process in the checkpoint; 0 if it has none."""
         found = self.state.get(name, [])
-        return found[self.parallel.rank] if self.parallel.rank < len(found) else default
+        return found[self.parallel.rank] if self.parallel.rank < len(found) else 0
 
     @property
     def _saved(self) -> int:
@@ -203,7 +204,7 @@ class _Run:
         taken = self.state.get("taken", {}).get(kind, [0])
         # With another number of processes, none of what was seen comes again in this epoch.
         first = taken[rank] if self._saved == processes else -(-max(taken) * self._saved // processes)
-        self.taken = {**getattr(self, "taken", {}), kind: first}
+        self.taken[kind] = first
         return loader.batches(dataset, first, rank, processes, self.config.workers)
 
     def _next(self, kind: str) -> loader.Loaded:
@@ -220,7 +221,7 @@ class _Run:
     def run(self) -> list[Path]:
         config = self.config
         if self.parallel.is_main:
-            files.save_json(json.loads(json.dumps(dataclasses.asdict(config))), self.folder / CONFIG)
+            files.save_json(dataclasses.asdict(config), self.folder / CONFIG)
         self._look()  # at what the run starts from, or what a kill came between
         with self._signals():
             bar = tqdm(
@@ -317,19 +318,22 @@ class _Run:
         """Validation and sample clips that are due now and not there yet."""
         config, step = self.config, self.step
 
-        def due(every: int, done: bool) -> bool:
-            return bool(every) and (step % every == 0 or step == config.steps) and not done
+        def due(every: int) -> bool:
+            return bool(every) and (step % every == 0 or step == config.steps)
 
+        validate = due(config.validate_every) and bool(self.data.validation)
+        sample = due(config.sample_every) and step > 0
+        if not (validate or sample):
+            return
         lines = metrics.read(self.folder) if self.parallel.is_main else []
         validated = any(line["step"] == step and "validation/loss" in line for line in lines)
         folder = self.folder / SAMPLES / f"step-{step:08d}"
-        todo = due(config.validate_every, validated), step > 0 and due(config.sample_every, folder.is_dir())
-        validate, sample = self.parallel.of_main(todo)
-        if validate and self.data.validation:
+        validated, sampled = self.parallel.of_main((validated, folder.is_dir()))
+        if validate and not validated:
             found = self._validate()
             if self.metrics:
                 self.metrics.add(step, found)
-        if sample:
+        if sample and not sampled:
             self._sample(folder)
 
     def _save(self) -> None:

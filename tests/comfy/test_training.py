@@ -60,7 +60,7 @@ def loaded(prompt, class_type, **widgets):
     return prompt
 
 
-def test_the_stock_loader_and_ours_apply_the_trained_style_as_the_library_does(server, graph, style):
+def test_the_stock_loader_and_ours_apply_the_trained_style_alike_and_the_library_takes_all_of_it(server, graph, style):
     plain = graph.latents(graph.prompt())
     before = len(server.log)
     stock = graph.latents(loaded(graph.prompt(), "LoraLoaderModelOnly", strength_model=1.0))

@@ -163,3 +163,16 @@ def test_the_teacher_of_a_distilled_model_has_the_adapters_of_the_start(quick):
     layers = [each.dit.blocks[0].attn1.to_q for each in (built, plain)]
     torch.testing.assert_close(layers[0].base_layer.weight, layers[1].base_layer.weight + up @ down)
     assert not layers[0].get_delta_weight("default").any()  # the student begins as its teacher
+
+
+def test_what_a_start_adds_to_weights_without_adapters_is_in_the_whole_model_too(tiny_model):
+    from kiwi_core.checkpoints import lora, released
+    from kiwi_core.checkpoints.lazy import load
+    from training import export
+
+    parts = released.read(tiny_model / "released")
+    added = torch.full((256, 256), 0.5)
+    start = lora.read({"diffusion_model.blocks.0.self_attn.q.diff": added})
+    merged = export.merged(parts, names.as_lora({}), start)
+    name = "blocks.0.attn1.to_q.weight"
+    torch.testing.assert_close(load(merged.transformer[name]), parts.transformer[name] + added)

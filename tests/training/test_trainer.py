@@ -267,6 +267,18 @@ def test_published_epochs_end_with_the_smallest_kind(quick, tmp_path):
     assert seen["shortest"][:4] != seen["own"][:4]
 
 
+def test_an_update_does_not_read_what_was_logged_before(quick, monkeypatch):
+    """The log of a long run is large: it is read at the start and for the plots."""
+    read, calls = metrics.read, []
+    monkeypatch.setattr(metrics, "read", lambda folder: calls.append(folder) or read(folder))
+    counts = []
+    for steps in (1, 4):
+        trainer.train(quick(output=f"of{steps}", steps=steps, kinds=("image",)))
+        counts.append(len(calls))
+        calls.clear()
+    assert counts[0] == counts[1]
+
+
 def test_samples_and_validation_are_of_held_out_rows(quick):
     config = quick(steps=2, validation_rows=1, validate_every=1, sample_every=2, sample_rows=1, sample_steps=2)
     trainer.train(config)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from kiwi_core import mllm
 
+from ..config import KINDS
 from .index import Index, each
 from .prepare import Rules, Shape, shape_of
 from .row import Row, kind_of
@@ -68,13 +69,13 @@ def read(
         raise ValueError("No data is given; pass --data a table, a parquet file, a shard or a folder of clips.")
     rows = read_rows(data, root or None)
     found, broken = _sort(rows, rules, max_object_token, index)
-    for kind in kinds or ("image", "video", "ref"):
-        if kind not in found and kinds:
+    for kind in kinds:
+        if kind not in found:
             if broken:
                 raise ValueError(f"The data has no {kind} rows that can be read; the first: {broken[0][1]}")
             example = {"image": "pairs of pictures", "video": "pairs of clips", "ref": "pairs with a reference"}[kind]
             raise ValueError(f"The data has no {kind} rows ({example}); add some, or set --kinds without it.")
-    chosen = {kind: found[kind] for kind in (kinds or ("image", "video", "ref")) if kind in found}
+    chosen = {kind: found[kind] for kind in (kinds or KINDS) if kind in found}
     if not chosen:
         reason = f"the first is {broken[0][0]}: {broken[0][1]}" if broken else "there are none"
         raise ValueError(f"No row of the data can be used ({reason}).")
@@ -122,8 +123,9 @@ def _hold_out(rows: Rows, count: int) -> Rows:
     if count >= len(order):
         raise ValueError(f"validation_rows is {count} and a kind has {len(order)} rows; hold out fewer.")
     held, kept = Rows(), Rows()
+    chosen = set(order[:count])
     for place in range(len(order)):
-        (held if place in order[:count] else kept).add(rows.rows[place], rows.shapes[place], rows.groups[place])
+        (held if place in chosen else kept).add(rows.rows[place], rows.shapes[place], rows.groups[place])
     rows.rows, rows.shapes, rows.groups = kept.rows, kept.shapes, kept.groups
     return held
 
