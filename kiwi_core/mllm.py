@@ -45,11 +45,15 @@ class VisionLimits:
     """Tokens that a reference picture may take; one token is 28 x 28 pixels."""
     tokens_per_second: int = 2
     """Temporal positions between two frame pairs (of the vision config)."""
+    min_pixels_per_frame: int = MIN_VIDEO_PIXELS
+    """Area that a smaller video frame is enlarged to; the published 128 tokens. Small models may see less."""
 
     def __post_init__(self):
-        if self.max_pixels_per_frame and self.max_pixels_per_frame < MIN_VIDEO_PIXELS:
+        if self.min_pixels_per_frame < 4 * MERGED**2:
+            raise ValueError(f"min_pixels_per_frame is {self.min_pixels_per_frame}; use at least {4 * MERGED**2}.")
+        if self.max_pixels_per_frame and self.max_pixels_per_frame < self.min_pixels_per_frame:
             raise ValueError(
-                f"max_pixels_per_frame is {self.max_pixels_per_frame}; use at least {MIN_VIDEO_PIXELS}, or 0."
+                f"max_pixels_per_frame is {self.max_pixels_per_frame}; use at least {self.min_pixels_per_frame}, or 0."
             )
 
 
@@ -71,6 +75,11 @@ class MLLMInputs:
     """Where their states are read: the last n positions, as published, not the query positions."""
     reference_slice: slice | torch.Tensor | None
     """Where the states of the reference picture are read; of several pictures, int64 positions in their order."""
+
+    @property
+    def picture_mask(self) -> torch.Tensor:
+        """bool ``[1, L]``: where features of pictures are put in."""
+        return sum(part.token_mask for part in self.vision).bool()
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,9 @@ def _resize_pil(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def resize_video(frames: np.ndarray, max_pixels_per_frame: int | None) -> torch.Tensor:
+def resize_video(
+    frames: np.ndarray, max_pixels_per_frame: int | None, min_pixels_per_frame: int = MIN_VIDEO_PIXELS
+) -> torch.Tensor:
     """The published two passes: Pillow to multiples of 56, then antialiased bicubic to multiples of 28.
 
     Args:
@@ -131,7 +142,7 @@ def resize_video(frames: np.ndarray, max_pixels_per_frame: int | None) -> torch.
     video = torch.from_numpy(np.stack([_resize_pil(frame, *first) for frame in frames]))
     video = video.permute(0, 3, 1, 2).float()
     second = smart_size(
-        *first, MERGED, MIN_VIDEO_PIXELS, min(max_pixels_per_frame or MAX_VIDEO_PIXELS, MAX_VIDEO_PIXELS)
+        *first, MERGED, min_pixels_per_frame, min(max_pixels_per_frame or MAX_VIDEO_PIXELS, MAX_VIDEO_PIXELS)
     )
     if second != first:
         video = F.interpolate(video, size=second, mode="bicubic", antialias=True, align_corners=False)
@@ -270,7 +281,8 @@ def patchify_source(frames: np.ndarray, mode: str, limits: VisionLimits) -> tupl
     """Rows and grid of the source, uint8 ``[T, H, W, 3]``; see :func:`patchify`."""
     if mode == "image":
         return patchify(resize_image(frames[0]))
-    return patchify(resize_video(sample_frames(frames), limits.max_pixels_per_frame))
+    shown = sample_frames(frames)
+    return patchify(resize_video(shown, limits.max_pixels_per_frame, limits.min_pixels_per_frame))
 
 
 def patchify_reference(picture: np.ndarray, limits: VisionLimits) -> tuple[torch.Tensor, torch.Tensor]:
@@ -349,23 +361,30 @@ def run(
         rows = (getattr(inputs, name) for inputs in batch)
         return torch.cat([F.pad(row, (0, length - row.shape[-1])) for row in rows], dim=-2).to(device)
 
-    embeds = embed_tokens(padded("input_ids"))
-    for row, inputs in enumerate(batch):
-        for part in inputs.vision:
-            features = part.features
-            if features is None:
-                features = encode_vision(part.pixel_values.to(device), part.grid_thw.to(device))
-            slots = part.token_mask[0].nonzero().flatten().to(device)
-            embeds[row, slots] = features.to(embeds)
-        slots = inputs.query_mask[0].nonzero().flatten().to(device)
-        embeds[row, slots] = connector.queries(inputs.mode).to(embeds)
-    states = language_model(embeds, padded("position_ids"))
-    contexts = [
-        connector(states[row : row + 1], inputs.query_slice, inputs.reference_slice) for row, inputs in enumerate(batch)
-    ]
-    if len({context.shape[1] for context in contexts}) > 1:
+    read = [[_positions(part) for part in (inputs.reference_slice, inputs.query_slice)] for inputs in batch]
+    if len({tuple(map(len, parts)) for parts in read}) > 1:
         raise ValueError("A batch needs contexts of one length; put samples with pictures of one size together.")
-    return torch.cat(contexts)
+    features = [
+        encode_vision(part.pixel_values.to(device), part.grid_thw.to(device)) if part.features is None
+        else part.features.to(device)
+        for inputs in batch for part in inputs.vision
+    ]  # fmt: skip
+    embeds = embed_tokens(padded("input_ids"))
+    # Row by row, and in each in the order of the sequence, as the features and queries are.
+    embeds[padded("picture_mask")] = torch.cat(features).to(embeds)
+    embeds[padded("query_mask")] = torch.cat([connector.queries(inputs.mode) for inputs in batch]).to(embeds)
+    states = language_model(embeds, padded("position_ids"))
+    places = torch.stack([torch.cat(parts) for parts in read]).to(device)
+    states = states[torch.arange(len(batch), device=device)[:, None], places]
+    references = len(read[0][0])
+    return connector(states, slice(references, None), slice(0, references) if references else None)
+
+
+def _positions(part: slice | torch.Tensor | None) -> torch.Tensor:
+    """Positions in a sequence, int64."""
+    if part is None:
+        return torch.empty(0, dtype=torch.int64)
+    return part if isinstance(part, torch.Tensor) else torch.arange(part.start, part.stop)
 
 
 def load_tokenizer(tokenizer_json: str) -> Tokenizer:

@@ -196,7 +196,8 @@ def load_connector(state_dict: Mapping[str, torch.Tensor]) -> KiwiConnector:
 
     Args:
         state_dict: named as in the released ``mllm_encoder/diffusion_pytorch_model.safetensors``; optional
-            scalars ``max_pixels_per_frame`` and ``max_object_token`` tell what the checkpoint is used to.
+            scalars ``max_pixels_per_frame``, ``max_object_token`` and ``min_pixels_per_frame`` tell what the
+            checkpoint is used to.
 
     Raises:
         ValueError: another file, or tensors missing.

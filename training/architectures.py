@@ -14,10 +14,12 @@ from kiwi_core.connector import DualConnector
 from kiwi_core.mllm import QUERY_TOKEN, VisionLimits
 from kiwi_core.transformer import KiwiTransformer3DModel
 
-NUM_QUERIES = {"5B": (256, 512, 768), "14B": (256, 512, 384), "tiny": (4, 6, 8)}
+NUM_QUERIES = {"5B": (256, 512, 768), "14B": (256, 512, 384), "tiny": (4, 6, 8), "nano": (8, 12, 16)}
 """Learnable queries for pictures, videos and references."""
-MAX_OBJECT_TOKEN = {"5B": 768, "14B": 384, "tiny": 16}
+MAX_OBJECT_TOKEN = {"5B": 768, "14B": 384, "tiny": 16, "nano": 16}
 """Tokens of a reference."""
+_FRAME_PIXELS = {"nano": (112 * 112, 224 * 224)}
+"""Smallest and largest frame for the language model, where they are not the published ones."""
 
 _DIT = {
     "5B": {"num_attention_heads": 24, "in_channels": 48, "out_channels": 48, "ffn_dim": 14336, "num_layers": 30},
@@ -25,6 +27,7 @@ _DIT = {
     "tiny": {
         "num_attention_heads": 2, "in_channels": 16, "out_channels": 16, "ffn_dim": 512, "num_layers": 2,
     },
+    "nano": {"num_attention_heads": 2, "in_channels": 16, "out_channels": 16, "ffn_dim": 640, "num_layers": 5},
 }  # fmt: skip
 _VAE = {
     "5B": {
@@ -35,6 +38,7 @@ _VAE = {
     },
     "14B": {"base_dim": 96, "z_dim": 16},
     "tiny": {"base_dim": 4, "z_dim": 16},
+    "nano": {"base_dim": 8, "z_dim": 16},
 }  # fmt: skip
 _QWEN_3B = {
     "text": {
@@ -43,6 +47,14 @@ _QWEN_3B = {
     },
     "vision": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048},
     "full_attention": [7, 15, 23, 31],
+}  # fmt: skip
+_QWEN_NANO = {
+    "text": {
+        "vocab_size": 640, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
+        "num_attention_heads": 1, "num_key_value_heads": 1,
+    },
+    "vision": {"depth": 3, "hidden_size": 80, "intermediate_size": 240, "num_heads": 1, "out_hidden_size": 128},
+    "full_attention": [0, 1, 2],
 }  # fmt: skip
 _QWEN_TINY = {
     "text": {
@@ -61,7 +73,7 @@ def dit_config(architecture: str) -> dict:
 
 def qwen_config(architecture: str) -> dict:
     """Qwen2.5-VL's config."""
-    sizes = _QWEN_TINY if architecture == "tiny" else _QWEN_3B
+    sizes = {"tiny": _QWEN_TINY, "nano": _QWEN_NANO}.get(architecture, _QWEN_3B)
     return {
         "model_type": "qwen2_5_vl",
         "text_config": {
@@ -88,7 +100,10 @@ def new_embedder(dim: int, channels: int) -> dict[str, torch.Tensor]:
 
 def limits(architecture: str, tokens_per_second: int = 2) -> VisionLimits:
     """What the language model of a new model is shown."""
-    return VisionLimits(max_object_token=MAX_OBJECT_TOKEN[architecture], tokens_per_second=tokens_per_second)
+    frame = dict(zip(("min_pixels_per_frame", "max_pixels_per_frame"), _FRAME_PIXELS.get(architecture, ())))
+    return VisionLimits(
+        max_object_token=MAX_OBJECT_TOKEN[architecture], tokens_per_second=tokens_per_second, **frame
+    )
 
 
 def meta_parts(architecture: str) -> Parts:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
 import torch
 
 from .data.loader import Sample
@@ -19,40 +22,85 @@ def encoded(encoder: Encoder, sample: Sample) -> Encoded:
     return sample.encoded
 
 
-def collate(encoder: Encoder, samples: list[Sample]) -> Batch:
-    """One batch of samples of one kind and shape, with the noise that each was given.
+@dataclass
+class Stacked:
+    """Encoded samples of one kind and shape as whole tensors, still on the CPU: what a worker hands over."""
 
-    The noise of a sample is drawn on the CPU, so that it is the same on every device and in every batch.
-    """
-    parts = [encoded(encoder, sample) for sample in samples]
-    device = encoder.device
+    latents: torch.Tensor
+    source_latents: torch.Tensor
+    noise: torch.Tensor
+    reference_latents: torch.Tensor | None
+    features: list[torch.Tensor]
+    """Of the sources, and of the references, ``[B, tokens, D]``."""
+    grids: list[torch.Tensor]
+    """int64 ``[B, 3]`` of each of these."""
+    context: torch.Tensor | None
 
-    def stack(tensors) -> torch.Tensor:
-        return torch.stack([tensor.to(device) for tensor in tensors])
+    def shown(self, place: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Features and grid of the source of a sample, and of its reference."""
+        return [(features[place], grids[place : place + 1]) for features, grids in zip(self.features, self.grids)]
 
-    latents = stack(part.target for part in parts)
-    noise = stack(noise_of(sample.noise_seed, latents.shape[1:]) for sample in samples).to(latents.dtype)
+    def to(self, device: torch.device) -> Stacked:
+        """On a device; the grids stay."""
+
+        def moved(value):
+            if isinstance(value, list):
+                return [moved(one) for one in value]
+            return value if value is None else value.to(device)
+
+        return replace(
+            self, **{field.name: moved(getattr(self, field.name)) for field in fields(self) if field.name != "grids"}
+        )
+
+
+def stack(samples: Sequence[Sample]) -> Stacked | None:
+    """Samples that are all encoded, as one; None if one is not."""
+    parts = [sample.encoded for sample in samples]
+    if not parts or any(part is None for part in parts):
+        return None
+    latents = torch.stack([part.target for part in parts])
+    # Drawn on the CPU, so that it is the same on every device and in every batch.
+    noise = torch.stack([noise_of(sample.noise_seed, latents.shape[1:]) for sample in samples])
+    shown = ["source"] if parts[0].reference_features is None else ["source", "reference"]
     references = None
     if parts[0].references is not None:
         # A cache holds every scale, what was encoded just now only the one that is used.
-        chosen = (
-            part.references[sample.scale if len(part.references) > 1 else 0] for part, sample in zip(parts, samples)
+        references = torch.stack(
+            [part.references[sample.scale if len(part.references) > 1 else 0] for part, sample in zip(parts, samples)]
         )
-        references = stack(chosen)
-    context = None
-    if parts[0].context is not None:
-        context = stack(part.context for part in parts)
+    return Stacked(
+        latents=latents,
+        source_latents=torch.stack([part.source for part in parts]),
+        noise=noise.to(latents),
+        reference_latents=references,
+        features=[torch.stack([getattr(part, f"{name}_features") for part in parts]) for name in shown],
+        grids=[torch.cat([getattr(part, f"{name}_grid") for part in parts]) for name in shown],
+        context=None if parts[0].context is None else torch.stack([part.context for part in parts]),
+    )
+
+
+def collate(encoder: Encoder, samples: list[Sample], stacked: Stacked | None = None) -> Batch:
+    """One batch of samples of one kind and shape, with the noise that each was given.
+
+    Args:
+        stacked: of these samples, where a worker made it.
+    """
+    if stacked is None:
+        for sample in samples:
+            encoded(encoder, sample)
+        stacked = stack(samples)
+    stacked = stacked.to(encoder.device)
     return Batch(
         kind=samples[0].kind,
-        latents=latents,
-        source_latents=stack(part.source for part in parts),
-        reference_latents=references,
-        noise=noise,
+        latents=stacked.latents,
+        source_latents=stacked.source_latents,
+        reference_latents=stacked.reference_latents,
+        noise=stacked.noise,
         timestep_ids=torch.tensor([sample.timestep_id for sample in samples]),
-        inputs=None if context is not None else [
-            encoder.inputs(part, sample.kind, sample.prompt) for part, sample in zip(parts, samples)
+        inputs=None if stacked.context is not None else [
+            encoder.inputs(stacked.shown(place), sample.kind, sample.prompt) for place, sample in enumerate(samples)
         ],
-        context=context,
+        context=stacked.context,
         row_ids=tuple(sample.row_id for sample in samples),
     )
 

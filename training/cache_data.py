@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from . import base, model, sources
-from .cache import is_whole
+from .cache import Cache, is_whole
 from .config import Config
 from .data import prepare
 from .data.index import each
@@ -81,16 +81,33 @@ def cache_data(config: Config) -> Summary:
         encoder = Encoder(model.encoders(parts, config, start), parallel.device)
         scales = prepare.reference_scales(config.reference_scales) if config.reference_scales else None
         loader = in_workers(_Missing(missing, cache.rules), config.workers)
-        bar = tqdm(loader, total=len(missing), desc="cache", unit="sample", disable=not parallel.is_main)
+        bar = tqdm(loader, total=len(missing), desc="cache", unit="sample", disable=not parallel.is_main, mininterval=1)
+        waiting: dict[Hashable, list[tuple]] = {}  # what can be encoded at once
         for (row, shape, kind), sample in zip(missing, bar):
             if isinstance(sample, str):
                 logger.warning(sample)
                 broken += 1
                 continue
-            encoded = encoder.encode(kind, row.prompt, sample.source, sample.target, sample.reference, scales)
-            cache.store(row, shape, kind, encoded)
-            made += 1
+            alike = kind, shape, None if sample.reference is None else sample.reference.shape
+            waiting.setdefault(alike, []).append((row, shape, sample))
+            if len(waiting[alike]) == config.batch_size:
+                made += _encode(encoder, cache, kind, waiting.pop(alike), scales)
+        for (kind, *_), group in waiting.items():
+            made += _encode(encoder, cache, kind, group, scales)
     return Summary(made, len(mine) - len(missing), broken, config.cache)
+
+
+def _encode(encoder: Encoder, cache: Cache, kind: str, group: list[tuple], scales: list[float] | None) -> int:
+    """Encode samples of one shape at once and keep them; returns how many."""
+    samples = [sample for _, _, sample in group]
+    sources, targets, references = (
+        [getattr(sample, name) for sample in samples] for name in ("source", "target", "reference")
+    )
+    prompts = [row.prompt for row, _, _ in group]
+    found = encoder.encode_batch(kind, prompts, sources, targets, references, scales)
+    for (row, shape, _), encoded in zip(group, found):
+        cache.store(row, shape, kind, encoded)
+    return len(group)
 
 
 def _samples(data) -> Iterator[tuple]:

@@ -15,7 +15,7 @@ PRECISIONS = ("bf16", "fp32")
 BASE_DTYPES = ("bf16", "fp8", "fp32")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 EXPORTS = ("training", "comfyui", "diffusers")
-ARCHITECTURES = ("5B", "14B", "tiny")
+ARCHITECTURES = ("5B", "14B", "tiny", "nano")
 OBJECTIVES = ("flow_match", "distill")
 
 
@@ -26,7 +26,7 @@ class Config:
     recipe: str
     """Name of the recipe that this came from."""
     architecture: str = "5B"
-    """The model that the recipe is for: "5B", "14B" or "tiny". The files themselves say what they are."""
+    """The model that the recipe is for: "5B", "14B", "tiny" or "nano". The files themselves say what they are."""
 
     # The model
     model: str = ""
@@ -235,8 +235,8 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}; use a number from {low} to {high}.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas holds {self.betas}; use numbers from 0 to below 1.")
-        if self.mllm_max_pixels and self.mllm_max_pixels < 128 * 28**2:
-            raise ValueError(f"mllm_max_pixels is {self.mllm_max_pixels}; use 100352 or more, or 0.")
+        if self.mllm_max_pixels and self.mllm_max_pixels < 4 * 28**2:
+            raise ValueError(f"mllm_max_pixels is {self.mllm_max_pixels}; use 3136 or more, or 0.")
         for timestep in self.validation_timesteps:
             if not 0 <= timestep <= 999:
                 raise ValueError(f"validation_timesteps holds {timestep}; use numbers from 0 to 999.")

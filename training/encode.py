@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,6 +43,7 @@ class Encoder:
         self.model, self.device = model, torch.device(device)
         self.vae, self.mllm = model.pipe.vae, model.mllm
         self.limits = model.mllm.limits
+        self._assembled = functools.lru_cache(maxsize=50_000)(self._assemble)
         self._there = False
 
     def _move(self) -> None:
@@ -62,43 +65,51 @@ class Encoder:
 
     @torch.no_grad()
     def latents(self, frames: np.ndarray) -> torch.Tensor:
-        """Latents ``[C, F, h, w]`` of uint8 frames ``[T, H, W, 3]``, on the device."""
+        """Latents ``[B, C, F, h, w]`` of uint8 frames ``[B, T, H, W, 3]``, on the device."""
         self._move()
-        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0).float() / 127.5 - 1
-        tile = vae_ops.default_tile(self.vae, *frames.shape[1:3])
-        return vae_ops.encode(self.vae, pixels.to(self.device, self.vae.dtype), tile)[0]
+        pixels = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        tile = vae_ops.default_tile(self.vae, *frames.shape[2:4])
+        return vae_ops.encode(self.vae, pixels.to(self.device, self.vae.dtype), tile)
 
     @torch.no_grad()
-    def features(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-        """Vision features ``[tokens, D]`` of patches, see :func:`kiwi_core.mllm.patchify`."""
+    def features(self, pictures: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+        """Vision features ``[tokens, D]`` of patches with their grids, see :func:`kiwi_core.mllm.patchify`."""
         self._move()
+        pixels = torch.cat([patches for patches, _ in pictures])
+        grids = torch.cat([grid for _, grid in pictures])
         if self.model.config.rounding == "shipped":
             pixels = pixels.to(torch.bfloat16).float()
-        return self.mllm.encode_vision(pixels.to(self.device), grid.to(self.device))
+        features = self.mllm.encode_vision(pixels.to(self.device), grids.to(self.device))
+        return list(features.split((grids.prod(dim=1) // mllm.MERGE_SIZE**2).tolist()))
 
-    @torch.no_grad()
     def context(self, encoded: Encoded, kind: str, prompt: str) -> torch.Tensor:
         """Context ``[N, dim]`` of a frozen language model."""
         self._move()
-        return self.mllm(self.inputs(encoded, kind, prompt))[0]
-
-    def inputs(self, encoded: Encoded, kind: str, prompt: str) -> mllm.MLLMInputs:
-        """What the language model is shown of an encoded sample.
-
-        ValueError for an empty instruction, one with a reserved token, or a kind without queries.
-        """
-        mllm.check_prompt(prompt)
-        counts = self.mllm.connector.num_queries
-        mllm.check_mode(kind, counts)
         shown = [(encoded.source_features, encoded.source_grid)]
         if encoded.reference_features is not None:
             shown.append((encoded.reference_features, encoded.reference_grid))
-        grids = [grid for _, grid in shown]
-        inputs = mllm.assemble(
-            self.mllm.tokenizer, prompt, kind, counts[kind], grids, self.limits.tokens_per_second
-        )
+        with torch.no_grad():
+            return self.mllm(self.inputs(shown, kind, prompt))[0]
+
+    def inputs(self, shown: Sequence[tuple[torch.Tensor, torch.Tensor]], kind: str, prompt: str) -> mllm.MLLMInputs:
+        """What the language model is shown of an encoded sample.
+
+        Args:
+            shown: features and grid of the source, and of the reference if there is one.
+
+        Raises:
+            ValueError: an empty instruction, one with a reserved token, or a kind without queries.
+        """
+        inputs = self._assembled(kind, prompt, tuple(tuple(grid[0].tolist()) for _, grid in shown))
         vision = tuple(replace(part, features=features) for part, (features, _) in zip(inputs.vision, shown))
         return replace(inputs, vision=vision)
+
+    def _assemble(self, kind: str, prompt: str, grids: tuple[tuple[int, ...], ...]) -> mllm.MLLMInputs:
+        mllm.check_prompt(prompt)
+        counts = self.mllm.connector.num_queries
+        mllm.check_mode(kind, counts)
+        grids = [torch.tensor([grid]) for grid in grids]
+        return mllm.assemble(self.mllm.tokenizer, prompt, kind, counts[kind], grids, self.limits.tokens_per_second)
 
     def encode(
         self,
@@ -114,14 +125,34 @@ class Encoder:
         Args:
             source, target: uint8 ``[T, H, W, 3]``. reference: uint8 ``[H, W, 3]``. scales: in which it is shown.
         """
-        pixels, grid = mllm.patchify_source(source, kind, self.limits)
-        encoded = Encoded(self.latents(target), self.latents(source), self.features(pixels, grid), grid)
-        if reference is not None:
-            height, width = target.shape[1:3]
-            boxed = [boxed_reference(reference, height, width, scale) for scale in scales or [1.0]]
-            encoded.references = torch.stack([self.latents(picture[None]) for picture in boxed])
-            pixels, encoded.reference_grid = mllm.patchify_reference(reference, self.limits)
-            encoded.reference_features = self.features(pixels, encoded.reference_grid)
-        if self.fixes_context:
-            encoded.context = self.context(encoded, kind, prompt)
-        return encoded
+        return self.encode_batch(kind, [prompt], [source], [target], [reference], scales)[0]
+
+    def encode_batch(
+        self,
+        kind: str,
+        prompts: Sequence[str],
+        sources: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        references: Sequence[np.ndarray | None],
+        scales: list[float] | None = None,
+    ) -> list[Encoded]:
+        """Several samples of one kind and shape at once, with references of one size or none; see :meth:`encode`."""
+        latents = self.latents(np.stack([*targets, *sources])).split(len(targets))
+        shown = [[mllm.patchify_source(source, kind, self.limits) for source in sources]]
+        boxed = [None] * len(targets)
+        if references[0] is not None:
+            height, width = targets[0].shape[1:3]
+            scales = scales or [1.0]
+            pictures = [boxed_reference(one, height, width, scale)[None] for one in references for scale in scales]
+            boxed = self.latents(np.stack(pictures)).split(len(scales))
+            shown.append([mllm.patchify_reference(one, self.limits) for one in references])
+        seen = [self.features(pictures) for pictures in shown]
+        found = []
+        for place, prompt in enumerate(prompts):
+            encoded = Encoded(latents[0][place], latents[1][place], seen[0][place], shown[0][place][1], boxed[place])
+            if len(shown) > 1:
+                encoded.reference_features, encoded.reference_grid = seen[1][place], shown[1][place][1]
+            if self.fixes_context:
+                encoded.context = self.context(encoded, kind, prompt)
+            found.append(encoded)
+        return found

@@ -35,7 +35,11 @@ class Metrics:
 
 def read(folder: Path) -> list[dict]:
     """The lines of a run so far; a torn last one is left out."""
-    path = folder / FILE
+    return read_lines(folder / FILE)
+
+
+def read_lines(path: Path) -> list[dict]:
+    """A file of JSON lines, if it is there; a torn line is left out."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -83,14 +84,8 @@ class KiwiModel(nn.Module):
             context = batch.context if batch.context is not None else self.mllm(batch.inputs)
             if context_only:
                 return context
-            arguments = {
-                "context": context,
-                "source_latents": batch.source_latents if config.use_source else None,
-                "reference_latents": batch.reference_latents,
-                "reference_first": self.ref_pad_first,
-                "rounding": config.rounding,
-            }
-            modules = (self.dit, self.vae_condition, self.ref_vae_condition)
+            arguments = {"context": context, **self.conditions(batch)}
+            modules = self.parts()
             if at is not None:
                 return flow_match.predict(*modules, at.latents, at.sigma * 1000, at.sigma, **arguments)
             if config.objective == "distill":
@@ -98,6 +93,19 @@ class KiwiModel(nn.Module):
             else:
                 losses = flow_match.losses(*modules, batch.latents, batch.noise, batch.timestep_ids, **arguments)
             return losses + self._touch() if self.training and self.shared else losses
+
+    def conditions(self, batch: Batch) -> dict:
+        """What the DiT is given beside the context: arguments of :func:`training.flow_match.predict`."""
+        return {
+            "source_latents": batch.source_latents if self.config.use_source else None,
+            "reference_latents": batch.reference_latents,
+            "reference_first": self.ref_pad_first,
+            "rounding": self.config.rounding,
+        }
+
+    def parts(self) -> tuple[Callable, Callable, Callable | None]:
+        """DiT and embedders of source and references, as :func:`training.flow_match.predict` takes them."""
+        return self.dit, self.vae_condition, self.ref_vae_condition
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that are trained, by name."""
@@ -131,10 +139,10 @@ def trained_names(model: KiwiModel, config: Config) -> set[str]:
     return {name for name, _ in model.named_parameters() if is_trained(name)}
 
 
-def _frozen(parts: Parts, config: Config, start: Lora | None) -> KiwiModel:
+def _frozen(parts: Parts, config: Config, start: Lora | None, model_class: type[KiwiModel]) -> KiwiModel:
     """The model with the adapters of ``start`` merged, but for those that the run goes on with."""
     pipe = KiwiEditPipeline.from_parts(parts, DTYPES[config.base_dtype])
-    model = KiwiModel(pipe, config)
+    model = model_class(pipe, config)
     if start is not None:
         adapters.merge_absent(model, start, adapters.targets(model, config) if _goes_on(config) else {})
     return model
@@ -145,21 +153,25 @@ def _goes_on(config: Config) -> bool:
     return config.objective != "distill"
 
 
-def encoders(parts: Parts, config: Config, start: Lora | None = None) -> KiwiModel:
+def encoders(
+    parts: Parts, config: Config, start: Lora | None = None, model_class: type[KiwiModel] = KiwiModel
+) -> KiwiModel:
     """The model as it encodes samples, with nothing to train."""
-    model = _frozen(parts, config, start)
+    model = _frozen(parts, config, start, model_class)
     if config.base_dtype == "fp8":
         quantised.quantise(model.mllm.model.language_model.layers)
     return model
 
 
-def from_parts(parts: Parts, config: Config, start: Lora | None = None) -> KiwiModel:
+def from_parts(
+    parts: Parts, config: Config, start: Lora | None = None, model_class: type[KiwiModel] = KiwiModel
+) -> KiwiModel:
     """The model of a run on the CPU: quantised, with its adapters, and the right parts trainable.
 
     Args:
-        parts, start: of :func:`training.base.read`.
+        parts, start: of :func:`training.base.read`. model_class: a variant of the model, such as an ablation.
     """
-    model = encoders(parts, config, start)
+    model = encoders(parts, config, start, model_class)
     if config.base_dtype == "fp8" and config.dit != "full":
         quantised.quantise(model.dit.blocks)
     torch.manual_seed(config.seed)

@@ -201,3 +201,30 @@ def tiny_style_lora():
 def tiny_distill():
     """Distillation to 4 steps for tests."""
     return _distill() | _tiny() | {"ema_decay": 0.0, "dit_rank": 32, "warmup_steps": 0}
+
+
+def _nano() -> dict:
+    return {
+        "architecture": "nano", "max_pixels": 64 * 64, "max_frames": 9, "mllm_max_pixels": 224 * 224, "lr": 1e-3,
+        "warmup_steps": 50, "schedule": "cosine", "precision": "bf16", "base_dtype": "fp32", "batch_size": 64,
+        "mllm_rank": 16, "checkpointing": False, "save_every": 250, "keep_checkpoints": 1, "validation_rows": 16,
+        "validate_every": 500, "reference_scales": 4, "ema_decay": 0.998, "trackers": (),
+    }  # fmt: skip
+
+
+@recipe
+def nano_stage1():
+    """Stage 1 of the small model that is trained from nothing in a toy world, see ``training/nano``."""
+    return _stage1() | _nano() | {"max_frames": 1, "max_pixels": 64 * 64, "steps": 500}
+
+
+@recipe
+def nano_stage2():
+    """Stage 2 of the small model."""
+    return _stage2(64 * 64) | _nano() | {"steps": 3000}
+
+
+@recipe
+def nano_stage3():
+    """Stage 3 of the small model."""
+    return _stage3() | _nano() | {"steps": 2000, "lr": 7e-4, "exports": ("training", "diffusers")}

@@ -60,8 +60,11 @@ class Stopped(Exception):
     """The run was asked to stop, and has saved itself."""
 
 
-def train(config: Config) -> list[Path]:
+def train(config: Config, model_class: type[model.KiwiModel] = model.KiwiModel) -> list[Path]:
     """Run a recipe to its end, from the newest checkpoint in its output folder on; returns the exports.
+
+    Args:
+        model_class: a variant of the model, such as an ablation.
 
     Raises:
         FileNotFoundError, ValueError: bad input, before any heavy work; too many broken samples; a loss that is not
@@ -74,11 +77,11 @@ def train(config: Config) -> list[Path]:
         path = Path(getattr(config, name) or ".")
         if path.exists() and not path.is_dir():
             raise ValueError(f"--{name} {path} is a file; name a folder.")
-    return _Run(config).run()
+    return _Run(config, model_class).run()
 
 
 class _Run:
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, model_class: type[model.KiwiModel] = model.KiwiModel):
         self.config, self.folder = config, Path(config.output)
         self.parallel = Parallel(config)
         self.device = self.parallel.device
@@ -111,7 +114,7 @@ class _Run:
         readable = [*self.data.training.values(), *self.data.validation.values()]
         self.broken.check(unreadable, unreadable + sum(len(part.rows) for part in readable))
 
-        self.model = model.from_parts(self.parts, config, self.start)
+        self.model = model.from_parts(self.parts, config, self.start, model_class)
         trained = self.model.trained()
         logger.info("%s: %s numbers are trained.", config.recipe, f"{sum(p.numel() for p in trained.values()):,}")
         self._restore_model(found)
@@ -189,7 +192,7 @@ class _Run:
         datasets = {
             kind: loader.Samples(
                 part.rows, part.shapes, part.groups, kind, config.batch_size, config.seed, self.rules, self.cache,
-                config.reference_scales, config.timestep_sampling == "spread",
+                config.reference_scales, config.timestep_sampling == "spread", stack=batches.stack,
             )
             for kind, part in self.data.training.items()
         }  # fmt: skip
@@ -255,7 +258,8 @@ class _Run:
         taken: list[model.Batch] = []
         for turn in range(self.accumulation):
             kind = self.kinds[(self.step * self.accumulation + turn) % len(self.kinds)]
-            batch = batches.collate(self.encoder, self._next(kind).samples)
+            loaded = self._next(kind)
+            batch = batches.collate(self.encoder, loaded.samples, loaded.stacked)
             taken.append(batch)
             with self.parallel.batch(last=turn == self.accumulation - 1):
                 each = self.forward(batch)

@@ -140,8 +140,9 @@ def layout(parts: Parts, to: str, name: str) -> tuple[dict[str, Tensors], dict[s
         return released.layout(parts)
     if parts.ref_pad_first:
         logger.warning("A training checkpoint cannot say that references stand first; read it with ref_pad_first.")
-    if parts.limits.max_pixels_per_frame != VisionLimits().max_pixels_per_frame:
-        logger.warning("A training checkpoint cannot hold max_pixels_per_frame; it is read with the default.")
+    for name in ("max_pixels_per_frame", "min_pixels_per_frame"):
+        if getattr(parts.limits, name) != getattr(VisionLimits, name):
+            logger.warning("A training checkpoint cannot hold %s; it is read with the default.", name)
     return training.layout(parts)
 
 

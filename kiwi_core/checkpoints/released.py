@@ -100,7 +100,8 @@ def read_connector(
     """Connector tensors and what the language model is shown (but for Qwen's own ``tokens_per_second``)."""
     folder = Path(folder) / "mllm_encoder"
     config = files.read_json(folder / "config.json")
-    limits = {name: config[name] for name in ("max_pixels_per_frame", "max_object_token") if name in config}
+    names = ("max_pixels_per_frame", "max_object_token", "min_pixels_per_frame")
+    limits = {name: config[name] for name in names if name in config}
     return files.load_folder(folder, WEIGHTS, open_file), VisionLimits(**limits)
 
 
@@ -195,6 +196,8 @@ def layout(parts: Parts) -> tuple[dict[str, Tensors], dict[str, str]]:
         "source_embedder": ["conditional_embedder", "ConditionalEmbedder"],
         "ref_embedder": ["conditional_embedder", "ConditionalEmbedder"],
     }
+    if parts.limits.min_pixels_per_frame != VisionLimits.min_pixels_per_frame:
+        configs["mllm_encoder"]["min_pixels_per_frame"] = parts.limits.min_pixels_per_frame
     if not parts.ref_embedder:
         for part in (tensors, configs, index):
             del part["ref_embedder"]

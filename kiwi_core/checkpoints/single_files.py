@@ -17,7 +17,7 @@ from .lazy import Tensor, load
 from .parts import Parts, Tensors
 
 TOKENIZER, CONFIG = "tokenizer_json", "config_json"
-LIMITS = ("max_pixels_per_frame", "max_object_token")
+LIMITS = ("max_pixels_per_frame", "max_object_token", "min_pixels_per_frame")
 
 
 def strip_prefix(tensors: Tensors) -> Tensors:
@@ -110,8 +110,10 @@ def mllm_file(tensors: Tensors, config: Mapping, tokenizer: str) -> dict[str, Te
 def connector_file(tensors: Tensors, limits: VisionLimits) -> dict[str, Tensor]:
     """A connector file with the limits of what the language model sees."""
     DualConnector.sizes_from(tensors)
-    values = (limits.max_pixels_per_frame or 0, limits.max_object_token)
-    return {**tensors, **{name: torch.tensor(value) for name, value in zip(LIMITS, values)}}
+    values = {name: getattr(limits, name) or 0 for name in LIMITS}
+    if limits.min_pixels_per_frame == VisionLimits.min_pixels_per_frame:  # as all published ones
+        del values["min_pixels_per_frame"]
+    return {**tensors, **{name: torch.tensor(value) for name, value in values.items()}}
 
 
 def layout(parts: Parts) -> dict[str, dict[str, Tensor]]:

@@ -60,7 +60,8 @@ def test_a_cached_run_has_the_losses_of_an_uncached_one(quick):
     cached, uncached = quick(output="cached", steps=2), quick(output="uncached", steps=2, cache="")
     trainer.train(cached)
     trainer.train(uncached)
-    assert losses(cached) == losses(uncached)
+    # The cache encodes several at once, which changes last bits.
+    assert losses(cached) == pytest.approx(losses(uncached), rel=1e-5)
 
 
 def test_a_cached_style_has_the_losses_of_an_uncached_one(quick):
@@ -74,7 +75,8 @@ def test_a_cached_style_has_the_losses_of_an_uncached_one(quick):
     assert cache_data(cached).made == 8
     trainer.train(cached)
     trainer.train(uncached)
-    assert losses(cached) == losses(uncached)
+    # The cache encodes several at once, which changes last bits.
+    assert losses(cached) == pytest.approx(losses(uncached), rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +47,8 @@ class Loaded:
     place: int
     """Of the stream."""
     samples: list[Sample] = field(default_factory=list)
+    stacked: object | None = None
+    """A :class:`training.batches.Stacked` of them, if all were in the cache; they hold none themselves then."""
     broken: list[tuple[str, str]] = field(default_factory=list)
     """Row and what is wrong with it, of those that are left out."""
 
@@ -58,7 +60,7 @@ class Samples(Dataset):
         rows, shapes: of the kind's samples. groups: what must be equal within a batch.
         cache: a ``training.cache.Cache``, or None. reference_scales: number of scales; 0 draws any.
         spread: timesteps follow a sequence that fills the range evenly, rather than being drawn each on its own.
-        epoch: batches after which all is shuffled anew; 0 for all there are.
+        epoch: batches after which all is shuffled anew; 0 for all there are. stack: makes one of encoded samples.
     """
 
     def __init__(
@@ -74,10 +76,11 @@ class Samples(Dataset):
         reference_scales: int = 8,
         spread: bool = True,
         epoch: int = 0,
+        stack: Callable[[list[Sample]], object | None] = lambda samples: None,
     ):
         self.rows, self.shapes, self.kind, self.seed = rows, shapes, kind, seed
         self.rules, self.cache, self.reference_scales, self.spread = rules, cache, reference_scales, spread
-        self.batch_size, self.epoch = batch_size, epoch
+        self.batch_size, self.epoch, self.stack = batch_size, epoch, stack
         self.stream = BatchStream(groups, [row.shard for row in rows], batch_size, seed, kind)
 
     def __getitem__(self, place: int) -> Loaded:
@@ -95,6 +98,10 @@ class Samples(Dataset):
                 loaded.broken.append((row.id, str(error)))
             else:
                 loaded.samples.append(sample)
+        loaded.stacked = self.stack(loaded.samples)
+        if loaded.stacked is not None:
+            for sample in loaded.samples:
+                sample.encoded = None
         return loaded
 
     def draw(self, row: Row, place: int, slot: int) -> Sample:

@@ -1,0 +1,246 @@
+"""The paper's ablations in small: the curriculum again with one thing left out, and what that costs on nano-bench.
+
+Every variant is trained from the same base with the same number of samples, by three seeds, and measured with the same
+noise. ``python -m training.nano ablate`` goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kiwi_core.atomic import replacing
+from kiwi_core.mllm import MLLMInputs
+
+from .. import base, batches, samples, trainer
+from .. import model as models
+from ..config import Config
+from ..metrics import read_lines
+from . import bench, build, edits, measure, world
+
+logger = logging.getLogger(__name__)
+
+SEEDS = (0, 1, 2)
+STEPS = {"stage1": 150, "stage2": 700, "stage3": 500}
+"""Updates of each stage."""
+COUNTS = {"seen": 24, "composition": 24}
+"""Items of a category that each run is measured on."""
+
+
+class WithoutReferenceConnector(models.KiwiModel):
+    """The DiT's cross-attention sees the queries' states only."""
+
+    def forward(self, batch, *args, **kwargs):
+        return super().forward(_with_inputs(batch, _no_reference), *args, **kwargs)
+
+
+class WithoutReferenceLatents(models.KiwiModel):
+    """The DiT does not see the reference picture's latents."""
+
+    def conditions(self, batch):
+        return super().conditions(batch) | {"reference_latents": None}
+
+
+class WithoutQueries(models.KiwiModel):
+    """The connector reads the states of the instruction's last words; nothing is learned in the sequence."""
+
+    def forward(self, batch, *args, **kwargs):
+        return super().forward(_with_inputs(batch, _words_alone), *args, **kwargs)
+
+
+class PlainSource(models.KiwiModel):
+    """The source is added as it is, at every noise level: the same as latents joined along their channels."""
+
+    def parts(self):
+        dit, source, reference = super().parts()
+
+        def unscaled(*args, source_sigma, **kwargs):
+            return dit(*args, source_sigma=torch.ones_like(source_sigma), **kwargs)
+
+        return unscaled, source, reference
+
+
+def _with_inputs(batch: models.Batch, change: Callable[[MLLMInputs], MLLMInputs]) -> models.Batch:
+    return batch if batch.inputs is None else dataclasses.replace(batch, inputs=[change(one) for one in batch.inputs])
+
+
+def _no_reference(inputs: MLLMInputs) -> MLLMInputs:
+    return dataclasses.replace(inputs, reference_slice=None)
+
+
+def _words_alone(inputs: MLLMInputs) -> MLLMInputs:
+    count = int(inputs.query_mask.sum())
+    first = int(inputs.query_mask[0].nonzero()[0])
+    nothing = torch.zeros_like(inputs.query_mask)
+    return dataclasses.replace(inputs, query_mask=nothing, query_slice=slice(first - count, first))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train, and what the paper says of it."""
+
+    name: str
+    claim: str
+    """What should be worse, in words."""
+    categories: tuple[str, ...]
+    """Where it should show."""
+    model_class: type[models.KiwiModel] = models.KiwiModel
+    stages: tuple[str, ...] = build.STAGES
+    changes: dict[str, dict] = dataclasses.field(default_factory=dict)
+    """By stage, fields of the config."""
+
+
+_INSTRUCTED, _REFERENCED = edits.CATEGORIES, edits.REFERENCE_CATEGORIES
+VARIANTS = (
+    Variant("everything", "-", ()),
+    Variant("without the reference connector", "references are followed less", _REFERENCED, WithoutReferenceConnector),
+    Variant("without the reference latents", "references are followed less", _REFERENCED, WithoutReferenceLatents),
+    Variant("without learnable queries", "instructions are followed less", _INSTRUCTED, WithoutQueries),
+    Variant(
+        "without pictures in training", "instructions are followed less", _INSTRUCTED,
+        changes={
+            "stage2": {"kinds": ("video",), "accumulation": 2},
+            "stage3": {"kinds": ("video", "ref"), "accumulation": 3},
+        },
+    ),
+    Variant("the source added as it is", "instructions are followed less", _INSTRUCTED, PlainSource),
+    Variant(
+        "all in one stage", "instructions and references are followed less", (*_INSTRUCTED, *_REFERENCED),
+        stages=("stage3",), changes={"stage3": {"start": "", "steps": sum(STEPS.values())}},
+    ),
+    Variant(
+        "references alone in stage 3", "instructions are followed less", _INSTRUCTED,
+        changes={"stage3": {"kinds": ("ref",), "accumulation": 3}},
+    ),
+)  # fmt: skip
+
+
+def run(plan: build.Plan, seeds: Sequence[int] = SEEDS) -> str:
+    """Train and measure every variant; returns the table."""
+    folder = plan.output / "ablations"
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for variant in VARIANTS:
+            if not any(_is(line, variant, seed) for line in read_lines(folder / bench.RESULTS)):
+                _measure(plan, folder, variant, seed)
+    return report(folder)
+
+
+def _is(line: dict, variant: Variant, seed: int) -> bool:
+    return line["variant"] == variant.name and line["seed"] == seed
+
+
+def config(plan: build.Plan, variant: Variant, seed: int, stage: str) -> Config:
+    """The run of a stage; variants share what comes before they differ."""
+    number = variant.stages.index(stage)
+    before = variant.stages[number - 1] if number else None
+    changes = {
+        "steps": STEPS[stage], "seed": seed, "validate_every": 0, "exports": ("training",), "validation_rows": 0,
+        "output": str(_output(plan, variant, seed, stage)),
+        "start": str(_output(plan, variant, seed, before)) if before else "",
+    }  # fmt: skip
+    return build.stage_config(plan, stage, **changes | variant.changes.get(stage, {}))
+
+
+def _output(plan: build.Plan, variant: Variant, seed: int, stage: str) -> Path:
+    """Where a stage is trained: up to where a variant differs it is that of the whole model."""
+    whole = VARIANTS[0]
+    differs = variant.stages != whole.stages or variant.model_class not in (
+        whole.model_class, WithoutReferenceConnector, WithoutReferenceLatents
+    )
+    if not differs and not any(name in variant.changes for name in build.STAGES[: build.STAGES.index(stage) + 1]):
+        on_references = variant.model_class is not whole.model_class and stage == "stage3"
+        variant = variant if on_references else whole
+    return plan.output / "ablations" / f"{variant.name.replace(' ', '-')}-{seed}" / stage
+
+
+def _measure(plan: build.Plan, folder: Path, variant: Variant, seed: int) -> None:
+    for stage in variant.stages:
+        made = config(plan, variant, seed, stage)
+        if not (Path(made.output) / base.EXPORTS / base.CHECKPOINT).is_file():
+            trainer.train(made, variant.model_class)
+    found = evaluate(plan, variant, seed)
+    with (folder / bench.RESULTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"variant": variant.name, "seed": seed, "success": found}) + "\n")
+
+
+@torch.no_grad()
+def evaluate(plan: build.Plan, variant: Variant, seed: int, counts: dict[str, int] = COUNTS) -> dict[str, float]:
+    """Share of items on which a trained variant succeeds, by category."""
+    last = config(plan, variant, seed, variant.stages[-1])
+    parts, start = base.read(last.replace(start=last.output))
+    model = models.from_parts(parts, last, start, variant.model_class).to(plan.torch_device).eval()
+    encoder = batches.Encoder(model, plan.torch_device)
+    found = {}
+    for category in bench.CATEGORIES:
+        chosen = bench.items(counts, [category])
+        good = 0
+        for first in range(0, len(chosen), plan.batch_size):
+            part = chosen[first : first + plan.batch_size]
+            good += sum(
+                measure.score(item.edit, frames).success for item, frames in zip(part, _edit(model, encoder, part))
+            )
+        found[category] = good / len(chosen)
+    return found
+
+
+def _edit(model: models.KiwiModel, encoder: batches.Encoder, chosen: Sequence[bench.Item]) -> list[np.ndarray]:
+    kind = "video" if chosen[0].edit.reference is None else "ref"
+    found = encoder.encode_batch(
+        kind, [item.edit.prompt for item in chosen],
+        *([world.render(getattr(item.edit, when)) for item in chosen] for when in ("before", "after")),
+        [item.edit.reference_picture() for item in chosen],
+    )  # fmt: skip
+    given = [
+        batches.Sample(item.name, kind, item.edit.prompt, 0, item.seed, 0, 1.0, encoded)
+        for item, encoded in zip(chosen, found)
+    ]
+    latents = samples.sample(model, batches.collate(encoder, given), bench.STEPS)
+    return [samples.decode(model, one[None]) for one in latents]
+
+
+def report(folder: Path) -> str:
+    """The table in Markdown, also written into ``folder``."""
+    lines = read_lines(folder / bench.RESULTS)
+    whole = VARIANTS[0].name
+    columns = ("variant", *bench.CATEGORIES, "the paper says", "here")
+    rows = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for variant in VARIANTS:
+        mine = [line["success"] for line in lines if line["variant"] == variant.name]
+        if not mine:
+            continue
+        cells = [_spread([found[category] for found in mine]) for category in bench.CATEGORIES]
+        rows.append("| " + " | ".join([variant.name, *cells, variant.claim, _verdict(lines, whole, variant)]) + " |")
+    text = "\n".join(rows) + "\n"
+    with replacing(folder / bench.REPORT) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return text
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{100 * np.mean(values):.0f}% ({100 * min(values):.0f} to {100 * max(values):.0f})"
+
+
+def _verdict(lines: list[dict], whole: str, variant: Variant) -> str:
+    """Whether the paper's direction is seen, seed against seed."""
+    if not variant.categories:
+        return "-"
+    mine = {line["seed"]: line["success"] for line in lines if line["variant"] == variant.name}
+    theirs = {line["seed"]: line["success"] for line in lines if line["variant"] == whole}
+    drops = [
+        np.mean([theirs[seed][category] - mine[seed][category] for category in variant.categories])
+        for seed in mine.keys() & theirs.keys()
+    ]
+    if not drops:
+        return "-"
+    change = f"{-100 * np.mean(drops):+.0f} points (seeds {', '.join(f'{-100 * drop:+.0f}' for drop in drops)})"
+    if all(drop > 0 for drop in drops):
+        return f"agrees: {change}"
+    return f"disagrees: {change}" if all(drop <= 0 for drop in drops) else f"undecided: {change}"

@@ -1,0 +1,251 @@
+"""From nothing to the small model: the parts first, then the curriculum. Every step goes on after a kill.
+
+    python -m training.nano train --output output/nano
+
+does ``vae``, ``language`` and ``rows`` (at once on a GPU), then ``backbone`` and ``cache``, ``base``, ``stage1``,
+``stage2`` and ``stage3``; each is a command of its own too. What a step has finished is not done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from kiwi_core import vae as vae_ops
+from kiwi_core.atomic import replacing
+from kiwi_core.checkpoints import files, qwen_keys, released, vae_keys
+from kiwi_core.checkpoints.parts import Parts
+
+from .. import architectures, base, cache_data, recipes, trainer
+from ..config import Config
+from . import autoencoder, backbone, feed, language, pretraining, rows, tokens
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("stage1", "stage2", "stage3")
+BASE, ENCODERS = "base", "encoders"
+NAME = "kiwi-edit-nano"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much is trained. ``scale`` shortens everything, for a trial."""
+
+    output: Path
+    scale: float = 1.0
+    workers: int = 2
+    seed: int = 0
+    device: str = ""
+    batch_size: int = 64
+    clips: int = 32
+    pictures: int = 96
+    questions: int = 64
+    vae_steps: int = 5000
+    language_steps: int = 2000
+    backbone_steps: int = 1500
+    stage_steps: tuple[int, int, int] = (400, 2500, 2000)
+    rows: tuple[int, int, int] = (12_000, 16_000, 16_000)
+    """Pictures, clips, and clips with references."""
+
+    def count(self, number: int) -> int:
+        """A number of steps or rows at this scale."""
+        return max(2, round(number * self.scale))
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where it is computed."""
+        return torch.device("cuda" if torch.cuda.is_available() and self.device != "cpu" else "cpu")
+
+
+def vae(plan: Plan) -> None:
+    """Train the VAE, and make the published statistics its own."""
+    folder, device = plan.output / "vae", plan.torch_device
+    torch.backends.cudnn.benchmark = True  # two shapes, thousands of steps
+    torch.manual_seed(plan.seed)
+    objective = autoencoder.Objective(autoencoder.new())
+    pretraining.train(
+        folder, objective, feed.ClipFeed(plan.clips, plan.pictures, 0.5, plan.seed, turns=3),
+        lambda clips: objective(feed.pixels(clips.frames, device), feed.mask(clips.things, device)),
+        pretraining.Schedule(plan.count(plan.vae_steps), 2e-3, seed=plan.seed), device, plan.workers,
+    )  # fmt: skip
+    trained = objective.vae.eval().requires_grad_(False)
+    latents = []
+    for step in range(1, 16, 2):  # clips
+        clips = feed.ClipFeed(plan.clips, 0, 0, plan.seed + 1)[step]
+        with torch.no_grad(), autoencoder.whole_clips(trained):
+            hidden = trained.quant_conv(trained.encoder(feed.pixels(clips.frames, device)))
+        latents.append(hidden.chunk(2, dim=1)[0].transpose(0, 1).flatten(1).cpu())
+    latents = torch.cat(latents, dim=1)
+    autoencoder.fold_statistics(trained.cpu(), latents.mean(dim=1), latents.std(dim=1))
+    tensors = vae_keys.vae_to_original(trained.state_dict())
+    files.save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "vae.safetensors")
+
+
+def load_vae(plan: Plan) -> AutoencoderKLWan:
+    """The trained VAE."""
+    return vae_ops.load_vae(files.load_tensors(plan.output / "vae" / "vae.safetensors"))
+
+
+def language_model(plan: Plan) -> None:
+    """Train the language model."""
+    folder, device = plan.output / "language", plan.torch_device
+    tokenizer = tokens.build()
+    torch.manual_seed(plan.seed)
+    objective = language.Objective(language.new(tokenizer), language.pad_ids(tokenizer))
+    pretraining.train(
+        folder, objective, language.QuestionFeed(tokenizer, plan.questions, plan.seed),
+        lambda batch: objective(batch, device),
+        pretraining.Schedule(plan.count(plan.language_steps), 2e-3, seed=plan.seed), device, plan.workers,
+    )  # fmt: skip
+    tensors = qwen_keys.published(objective.model.cpu().state_dict())
+    files.save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "qwen.safetensors")
+
+
+def video_model(plan: Plan) -> None:
+    """Train the DiT to make clips from descriptions."""
+    folder, device = plan.output / "backbone", plan.torch_device
+    torch.manual_seed(plan.seed)
+    objective = backbone.Objective(backbone.new(), load_vae(plan).to(device), tokens.build())
+    pretraining.train(
+        folder, objective, feed.ClipFeed(plan.batch_size, plan.batch_size, 0, plan.seed + 2),
+        lambda clips: objective(clips, device),
+        pretraining.Schedule(plan.count(plan.backbone_steps), 1e-3, seed=plan.seed), device, plan.workers,
+    )  # fmt: skip
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in objective.transformer.state_dict().items()}
+    files.save_tensors(tensors, folder / "transformer.safetensors")
+
+
+def base_folder(plan: Plan) -> None:
+    """Put the parts together as a released folder, which the curriculum starts from."""
+    _write_parts(plan, files.load_tensors(plan.output / "backbone" / "transformer.safetensors"), BASE)
+
+
+def _write_parts(plan: Plan, transformer: dict[str, torch.Tensor], folder: str) -> None:
+    tokenizer = tokens.build()
+    dit_config = architectures.dit_config("nano")
+    width = dit_config["num_attention_heads"] * dit_config["attention_head_dim"]
+    config = language.qwen_config(tokenizer)
+    torch.manual_seed(plan.seed)
+    embedder = architectures.new_embedder(width, dit_config["in_channels"])
+    parts = Parts(
+        transformer=transformer,
+        transformer_config=dit_config,
+        source_embedder=embedder,
+        ref_embedder=embedder,
+        ref_pad_first=False,
+        vae=files.load_tensors(plan.output / "vae" / "vae.safetensors"),
+        mllm=files.load_tensors(plan.output / "language" / "qwen.safetensors"),
+        qwen_config=config,
+        connector=architectures.new_connector("nano", config["text_config"]["hidden_size"], width),
+        tokenizer=tokenizer.to_str(),
+        limits=architectures.limits("nano"),
+    )
+    released.write(parts, plan.output / folder)
+
+
+def write_rows(plan: Plan) -> None:
+    """Write the training rows."""
+    rows.write(plan.output / "rows", *map(plan.count, plan.rows), seed=plan.seed, workers=plan.workers)
+
+
+def stage_config(plan: Plan, stage: str, **changes) -> Config:
+    """The recipe of a stage with this plan's sizes and folders."""
+    number = STAGES.index(stage)
+    given = {
+        "model": str(plan.output / BASE),
+        "data": (str(plan.output / "rows" / f"*-{plan.seed}" / "rows.jsonl"),),
+        "cache": str(plan.output / "cache"),
+        "output": str(plan.output / stage),
+        "start": str(plan.output / STAGES[number - 1]) if number else "",
+        "steps": plan.count(plan.stage_steps[number]),
+        "batch_size": plan.batch_size,
+        "workers": plan.workers,
+        "seed": plan.seed,
+        "device": plan.device,
+    }
+    if plan.scale < 1:
+        given["validation_rows"] = 2
+    return recipes.get(f"nano_{stage}").replace(**given | changes)
+
+
+def cache(plan: Plan) -> None:
+    """Encode all rows, for which the DiT need not be trained yet."""
+    _write_parts(plan, backbone.new().state_dict(), ENCODERS)
+    config = stage_config(plan, "stage3", start="", model=str(plan.output / ENCODERS))
+    logger.info("%s", cache_data.cache_data(config))
+
+
+def stage(plan: Plan, name: str) -> None:
+    """One stage of the curriculum."""
+    trainer.train(stage_config(plan, name))
+
+
+STEPS: dict[str, Callable[[Plan], None]] = {
+    "vae": vae,
+    "language": language_model,
+    "rows": write_rows,
+    "backbone": video_model,
+    "cache": cache,
+    "base": base_folder,
+    **{name: lambda plan, name=name: stage(plan, name) for name in STAGES},
+}
+_TOGETHER = (("vae", "language", "rows"), ("backbone", "cache"))
+"""What a GPU does at once: each leaves most of it idle."""
+
+
+def do(plan: Plan, name: str) -> None:
+    """One step, unless it is done."""
+    if name in _done(plan):
+        return
+    started = time.time()
+    plan.output.mkdir(parents=True, exist_ok=True)
+    STEPS[name](plan)
+    device = torch.cuda.get_device_name() if plan.torch_device.type == "cuda" else "CPU"
+    entry = {"seconds": round(time.time() - started, 1), "device": device}
+    with replacing(plan.output / f"done-{name}.json") as temporary:
+        temporary.write_text(json.dumps({name: entry}), encoding="utf-8")
+
+
+def _done(plan: Plan) -> dict[str, dict]:
+    found = {}
+    for path in plan.output.glob("done-*.json"):
+        found |= files.read_json(path)
+    return found
+
+
+def train(plan: Plan) -> Path:
+    """All steps; returns the released folder of the trained model."""
+    if plan.torch_device.type == "cuda":
+        for together in _TOGETHER:
+            _at_once(plan, [name for name in together if name not in _done(plan)])
+    for name in STEPS:
+        do(plan, name)
+    return plan.output / "stage3" / base.EXPORTS / "diffusers"
+
+
+def _at_once(plan: Plan, names: list[str]) -> None:
+    command = [sys.executable, "-m", "training.nano"]
+    running = [subprocess.Popen([*command, name, *_arguments(plan)]) for name in names]  # noqa: S603
+    for name, process in zip(names, running):
+        if process.wait():
+            raise RuntimeError(f"The step {name} failed; its message is above. The same command goes on.")
+
+
+def _arguments(plan: Plan) -> list[str]:
+    """The plan as arguments of the command line."""
+    found = []
+    for field in dataclasses.fields(plan):
+        value = getattr(plan, field.name)
+        if value != field.default and value != "":
+            values = value if isinstance(value, tuple) else (value,)
+            found += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return found

@@ -1,0 +1,80 @@
+"""Endless batches out of the world for training the parts: each is drawn from its number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..data.prepare import boxed_reference
+from ..data.stream import derive
+from . import edits, world
+
+_SEEDS = edits.BENCH_SEEDS
+
+
+def training_seed(*parts: object) -> int:
+    """A seed that nano-bench does not use."""
+    return derive(*parts) % _SEEDS
+
+
+def random_edit(seed: int, frames: int) -> edits.Edit:
+    """An edit of any category."""
+    categories = (*edits.CATEGORIES, *edits.REFERENCE_CATEGORIES)
+    return edits.draw(categories[seed % len(categories)], seed // len(categories), frames=frames)
+
+
+@dataclass
+class Clips:
+    """A batch of clips with what they show."""
+
+    frames: torch.Tensor
+    """uint8 ``[B, T, 64, 64, 3]``."""
+    things: torch.Tensor
+    """uint8 ``[B, T, 64, 64]``: 255 where a thing is, or a reference."""
+    scenes: list[world.Scene]
+
+
+class ClipFeed(Dataset):
+    """Clips and, in between, pictures: scenes before and after edits, and references as the VAE sees them.
+
+    Args:
+        clips, pictures: number of each in its batches. references: share of the pictures that are references.
+        turns: every so many batches are clips.
+    """
+
+    def __init__(self, clips: int, pictures: int, references: float, seed: int, turns: int = 2):
+        self.clips, self.pictures, self.references, self.seed, self.turns = clips, pictures, references, seed, turns
+
+    def __getitem__(self, step: int) -> Clips:
+        length, count = (world.FRAMES, self.clips) if step % self.turns == 1 else (1, self.pictures)
+        made: list[tuple[np.ndarray, np.ndarray, world.Scene]] = []
+        while len(made) < count:
+            seed = training_seed("clips", self.seed, step, len(made))
+            edit = random_edit(seed, length)
+            for scene in (edit.before, edit.after):
+                made.append((world.render(scene), _cover(scene), scene))
+            if length == 1 and edit.reference is not None and np.random.default_rng(seed).random() < self.references:
+                scale = float(np.random.default_rng(seed).uniform(0.7, 1))
+                shown = boxed_reference(edit.reference_picture(), world.SIZE, world.SIZE, scale)[None]
+                made.append((shown, np.full(shown.shape[:3], 255, np.uint8), edit.after))
+        frames, covers, scenes = zip(*made[:count])
+        return Clips(torch.from_numpy(np.stack(frames)), torch.from_numpy(np.stack(covers)), list(scenes))
+
+
+def _cover(scene: world.Scene) -> np.ndarray:
+    covers = [world.covered(thing, scene) for thing in scene.things]
+    whole = np.max(covers, axis=0) if covers else np.zeros((scene.frames, world.SIZE, world.SIZE))
+    return np.rint(whole * 255).astype(np.uint8)
+
+
+def pixels(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 ``[B, T, H, W, 3]`` to ``[B, 3, T, H, W]`` in -1..1."""
+    return frames.to(device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def mask(things: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 ``[B, T, H, W]`` to ``[B, 1, T, H, W]`` in 0..1."""
+    return things.to(device).unsqueeze(1).float() / 255

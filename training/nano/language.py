@@ -1,0 +1,149 @@
+"""The small Qwen2.5-VL, trained from nothing to see the world and to say what an instruction asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+
+from kiwi_core import mllm
+
+from .. import architectures
+from . import feed, tokens, words, world
+
+_QUESTIONS = {"source": "Describe the video.", "reference": "Describe the reference picture."}
+LENGTHS = (1, 1, 5, 9)
+"""Frames of the clips that it is shown."""
+
+
+def qwen_config(tokenizer: Tokenizer) -> dict:
+    """Qwen2.5-VL's config for this tokenizer."""
+    config = architectures.qwen_config("nano")
+    begin, _, end, *_ = tokens.SPECIAL
+    ends = {"bos_token_id": tokenizer.token_to_id(begin), "eos_token_id": tokenizer.token_to_id(end)}
+    config |= ends
+    config["text_config"] |= ends
+    config |= {f"{kind}_token_id": tokenizer.token_to_id(f"<|{kind}_pad|>") for kind in ("image", "video")}
+    config |= {f"vision_{end}_token_id": tokenizer.token_to_id(f"<|vision_{end}|>") for end in ("start", "end")}
+    return config
+
+
+def new(tokenizer: Tokenizer) -> Qwen2_5_VLModel:
+    """A model with random weights."""
+    return Qwen2_5_VLModel(Qwen2_5_VLConfig(**qwen_config(tokenizer)))
+
+
+@dataclass
+class Batch:
+    """Questions with answers, filled up to one length."""
+
+    ids: torch.Tensor
+    """int64 ``[B, L]``."""
+    positions: torch.Tensor
+    """int64 ``[3, B, L]``."""
+    labels: torch.Tensor
+    """int64 ``[B, L]``: the next token where it is of an answer, else -100."""
+    pixels: torch.Tensor
+    """float32 ``[N, 1176]`` of all pictures in order."""
+    grids: torch.Tensor
+    """int64 ``[pictures, 3]``."""
+
+
+class QuestionFeed(Dataset):
+    """Clips with questions: what is to be seen, and what will be after an instruction."""
+
+    def __init__(self, tokenizer: Tokenizer, size: int, seed: int):
+        self.text, self.size, self.seed = tokenizer.to_str(), size, seed
+        self.limits = architectures.limits("nano")
+
+    def __getitem__(self, step: int) -> Batch:
+        tokenizer = Tokenizer.from_str(self.text)
+        rows, pixels, grids = [], [], []
+        for number in range(self.size):
+            seed = feed.training_seed("language", self.seed, step, number)
+            row, pictures = self._question(tokenizer, seed)
+            rows.append(row)
+            for patches, grid in pictures:
+                pixels.append(patches)
+                grids.append(grid)
+        length = max(row[0].shape[0] for row in rows)
+        ids, positions, labels = (
+            torch.stack([F.pad(part, (0, length - part.shape[-1]), value=fill) for part in parts])
+            for parts, fill in zip(zip(*rows), (0, 0, -100))
+        )
+        return Batch(ids, positions.transpose(0, 1), labels, torch.cat(pixels), torch.cat(grids))
+
+    def _question(self, tokenizer: Tokenizer, seed: int):
+        rng = np.random.default_rng(seed)
+        frames = int(rng.choice(LENGTHS))
+        edit = feed.random_edit(seed, frames)
+        reference = edit.reference_picture()
+        question = rng.random()
+        if reference is not None and question < 0.4:
+            shown = edit.reference
+            describe = words.describe_ground if isinstance(shown, world.Ground) else words.describe_thing
+            prompt, answer = _QUESTIONS["reference"], describe(shown)
+        elif question < 0.25:
+            prompt, answer = _QUESTIONS["source"], words.describe(edit.before)
+        else:
+            prompt, answer = edit.prompt, words.describe(edit.after)
+        mode = mllm.mode_of(frames, int(reference is not None))
+        pictures = [mllm.patchify_source(world.render(edit.before), mode, self.limits)]
+        if reference is not None:
+            pictures.append(mllm.patchify_reference(reference, self.limits))
+        grids = [grid for _, grid in pictures]
+        text = mllm.chat_text(prompt, mode, 0, [int(grid.prod()) // mllm.MERGE_SIZE**2 for grid in grids])
+        asked = tokenizer.encode(text + "<|im_start|>assistant\n", add_special_tokens=False).ids
+        said = tokenizer.encode(answer + "<|im_end|>", add_special_tokens=False).ids
+        ids = torch.tensor(asked + said)
+        labels = torch.full_like(ids, -100)
+        labels[len(asked) - 1 : -1] = ids[len(asked) :]
+        kinds = [tokenizer.token_to_id(f"<|{kind}_pad|>") for kind in ("image", "video")]
+        slots = sum(ids == kind for kind in kinds).nonzero().flatten()
+        sizes = [int(grid.prod()) // mllm.MERGE_SIZE**2 for grid in grids]
+        starts = [(int(part[0]), grid) for part, grid in zip(slots.split(sizes), grids)]
+        positions = mllm.mrope_positions(starts, len(ids), self.limits.tokens_per_second)[:, 0]
+        return (ids, positions, labels), pictures
+
+
+class Objective(nn.Module):
+    """Cross-entropy of the answers.
+
+    Args:
+        pad_ids: tokens that pictures stand at. bf16: compute in bfloat16 by autocast.
+    """
+
+    def __init__(self, model: Qwen2_5_VLModel, pad_ids: list[int], bf16: bool = True):
+        super().__init__()
+        self.model, self.pad_ids, self.bf16 = model, pad_ids, bf16
+
+    def forward(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, dict]:
+        """Loss of a batch, and the share of tokens that are right."""
+        ids, labels = batch.ids.to(device), batch.labels.to(device)
+        text = self.model.language_model
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.model.visual(batch.pixels.to(device), grid_thw=batch.grids.to(device))
+            features = getattr(features, "pooler_output", features)
+            embeds = text.embed_tokens(ids)
+            slots = sum(ids == kind for kind in self.pad_ids).bool()
+            embeds = embeds.masked_scatter(slots.unsqueeze(-1), features.to(embeds.dtype))
+            mask = torch.ones_like(ids)
+            states = text(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions.to(device), use_cache=False
+            ).last_hidden_state
+            counted = labels >= 0
+            logits = states[counted] @ text.embed_tokens.weight.T
+        logits, wanted = logits.float(), labels[counted]
+        right = (logits.argmax(-1) == wanted).float().mean()
+        return F.cross_entropy(logits, wanted), {"accuracy": right.detach()}
+
+
+def pad_ids(tokenizer: Tokenizer) -> list[int]:
+    """Tokens that pictures stand at."""
+    return [tokenizer.token_to_id(f"<|{kind}_pad|>") for kind in ("image", "video")]

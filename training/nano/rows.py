@@ -1,0 +1,82 @@
+"""The world as rows for training: clips in lossless files and tables in the layout of every other data set."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from . import edits, feed, world
+
+ROWS_A_PART = 250
+SHARES = {
+    "global_style": 0.12, "background_change": 0.20, "local_change": 0.28, "local_remove": 0.18, "local_add": 0.22,
+}  # fmt: skip
+"""Of each category among rows without a reference."""
+REFERENCE_SHARES = {"subject_reference": 0.7, "background_reference": 0.3}
+_RATE = 12
+
+
+def write(folder: Path, pictures: int, videos: int, references: int, seed: int = 0, workers: int = 0) -> str:
+    """Write so many rows of each kind; what is there already stays, so that a kill loses one part at most.
+
+    Returns:
+        The pattern of the tables, for ``--data``.
+    """
+    parts = []
+    for kind, count in (("image", pictures), ("video", videos), ("ref", references)):
+        for first in range(0, count, ROWS_A_PART):
+            part = folder / f"{kind}-{first:06d}-{seed}"
+            if not (part / "rows.jsonl").is_file():
+                parts.append((part, kind, range(first, min(count, first + ROWS_A_PART)), seed))
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool:
+        for _ in tqdm(pool.map(_write_part, parts), total=len(parts), desc="rows", unit="part", mininterval=1):
+            pass
+    return str(folder / f"*-{seed}" / "rows.jsonl")
+
+
+def row_edit(kind: str, number: int, seed: int) -> edits.Edit:
+    """The edit of a training row."""
+    shares = REFERENCE_SHARES if kind == "ref" else SHARES
+    drawn = feed.training_seed("row", seed, kind, number)
+    category = np.random.default_rng(drawn).choice(list(shares), p=list(shares.values()))
+    return edits.draw(str(category), drawn, frames=1 if kind == "image" else world.FRAMES)
+
+
+def write_row(folder: Path, name: str, edit: edits.Edit) -> dict:
+    """Write an edit's media; returns its row."""
+    row = {"src_video": f"{name}.webp", "tgt_video": f"{name}_edit.webp", "prompt": edit.prompt}
+    save_clip(folder / row["src_video"], world.render(edit.before))
+    save_clip(folder / row["tgt_video"], world.render(edit.after))
+    picture = edit.reference_picture()
+    if picture is not None:
+        row["ref_image"] = f"{name}_ref.webp"
+        save_clip(folder / row["ref_image"], picture[None])
+    return row | {"category": edit.category}
+
+
+def save_clip(path: Path, frames: np.ndarray) -> None:
+    """Lossless WebP of uint8 ``[T, H, W, 3]``: small, exact and quick to read."""
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    more = {"save_all": True, "append_images": rest, "duration": round(1000 / _RATE)} if rest else {}
+    first.save(path, lossless=True, quality=0, method=0, **more)
+
+
+def _write_part(task) -> None:
+    part, kind, numbers, seed = task
+    temporary = part.with_name(f".{part.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    rows = [write_row(temporary, f"{number:06d}", row_edit(kind, number, seed)) for number in numbers]
+    rows = [row | {"id": f"{kind}-{seed}-{number}"} for number, row in zip(numbers, rows)]
+    (temporary / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(temporary, part)
