@@ -11,7 +11,7 @@ OLDEST_PACKAGES := transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36
 	httpx==0.28.1 httpcore==1.0.9
 
 .PHONY: help install demo test test-library test-library-oldest test-comfyui test-comfyui-oldest test-browser lint \
-	bench bench-training workflows locales browser clean
+	bench bench-training train-nano bench-nano ablate-nano workflows locales browser clean
 .NOTPARALLEL:
 
 help: ## list these commands
@@ -77,6 +77,15 @@ workflows: browser ## draw workflows/*.json, the blueprint, and all pictures of 
 
 locales: install ## write the English locale from the nodes
 	$(BIN)/python tools/locales.py
+
+train-nano: install ## train the small model from nothing, into output/nano; stopped, it goes on
+	$(BIN)/python -m training.nano train --output output/nano
+
+bench-nano: install ## measure the small model that train-nano has made
+	$(BIN)/python -m training.nano bench --model output/nano/stage3/exports/diffusers --output output/nano-bench
+
+ablate-nano: install ## the paper's ablations in small, on the parts that train-nano has made
+	$(BIN)/python -m training.nano ablate --output output/nano
 
 clean: ## remove all that these commands have made
 	rm -rf .venv .cache output build *.egg-info .pytest_cache .ruff_cache

@@ -15,6 +15,9 @@ KiwiMLLM = io.Custom("KIWI_MLLM")
 KiwiConnector = io.Custom("KIWI_CONNECTOR")
 
 CATEGORY = "model/loaders/kiwi-edit"
+# The toy model that comes with the pack stands beside the artist's own.
+folder_paths.add_model_folder_path("diffusers", str(Path(__file__).resolve().parent.parent / "models" / "diffusers"))
+
 DTYPES = {"default": None, "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 

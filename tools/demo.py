@@ -1,16 +1,14 @@
-"""Edit a small clip in a real ComfyUI, with the small model that comes with the project.
+"""Edit a small clip in a real ComfyUI, with a small model of random weights: shows the path, not a picture.
 
     make demo
 
-asks for five edits of one clip of the toy world and leaves their videos, and sheets of source, reference, edit and
-target, in output/demo/.
+leaves the edited video, a side-by-side video and a contact sheet in output/demo/.
 """
 
 import json
 import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,10 +19,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from kiwi_core import media
-from training.nano import measure, world
-from training.nano.edits import Edit
 
-NANO = "kiwi-edit-nano/"
 FOLDER = comfyui.REPO / "output" / "demo"
 FRAMES, HEIGHT, WIDTH, RATE = 33, 128, 192, Fraction(24000, 1001)
 NAMES = {
@@ -109,84 +104,54 @@ def timed(table: dict[str, float], name: str):
     table[name] = time.perf_counter() - started
 
 
-def scene() -> world.Scene:
-    """The clip of the demo."""
-    things = (
-        world.Thing("circle", "red", "shaded", 12.0, 20.0, 22.0, 0.6, 0.2),
-        world.Thing("star", "yellow", "plain", 12.5, 44.0, 44.0, -0.5, -0.4),
-    )
-    return world.Scene(world.Ground("blue", "wavy", (5.0, 9.0)), things, (0.5, 0.0))
-
-
-def asked() -> dict[str, Edit]:
-    """What is asked of it, by name."""
-    before = scene()
-    circle, star = before.things
-
-    def edit(category: str, task: str, prompt: str, thing=None, reference=None, **after) -> Edit:
-        return Edit(category, "seen", task, prompt, before, replace(before, **after), thing, reference)
-
-    cross = replace(star, shape="cross", colour="purple", texture="banded")
-    shown = replace(cross, radius=38.0, x=56.0, y=56.0, dx=0.0, dy=0.0)
-    diamond = replace(circle, shape="diamond", colour="green")
-    return {
-        "change": edit(
-            "local_change", "replace", "Turn the red circle into a green diamond.", 0, things=(diamond, star)
-        ),
-        "remove": edit("local_remove", "remove", "Remove the yellow star.", 1, things=(circle,)),
-        "reference": edit(
-            "subject_reference", "reference_replace",
-            "Replace the yellow star with the object of the reference picture.", 1, shown, things=(circle, cross),
-        ),
-        "background": edit(
-            "background_change", "background", "Replace the background with a green checked background.",
-            ground=world.Ground("green", "checked"),
-        ),
-        "style": edit("global_style", "style", "Make the video black and white.", style="black and white"),
-    }  # fmt: skip
-
-
 def main() -> None:
-    print("Kiwi-Edit demo: a toy model in a toy world of 64 x 64 pixels, through a real ComfyUI.\n")
+    print("Kiwi-Edit demo: a small model with random weights. It shows the path, not a picture.\n")
     table: dict[str, float] = {}
     shutil.rmtree(FOLDER, ignore_errors=True)
+    clip = FOLDER / "source.mp4"
     with timed(table, "fetch ComfyUI"):
         comfyui.fetch()
+    base = comfyui.REPO / ".cache" / "demo"
+    with timed(table, "write random model"):
+        if not (base / "models" / random_model.FILES["connector"]).is_file():
+            shutil.rmtree(base, ignore_errors=True)
+            random_model.write(base / "layouts")
+            (base / "layouts" / "comfyui").rename(base / "models")
     with timed(table, "draw clip"):
         FOLDER.mkdir(parents=True, exist_ok=True)
-        source, clip = world.render(scene()), FOLDER / "source.mp4"
-        write_tone(FOLDER / "source.wav", len(source) / RATE)
-        media.save_video(clip, source, RATE, crf=4, audio_from=FOLDER / "source.wav")
+        write_tone(FOLDER / "source.wav", FRAMES / RATE)
+        media.save_video(clip, draw_clip(), RATE, audio_from=FOLDER / "source.wav")
         (FOLDER / "source.wav").unlink()
-    server = comfyui.Server(comfyui.DEFAULT_VERSION, comfyui.REPO / ".cache" / "demo")
+
+    server = comfyui.Server(comfyui.DEFAULT_VERSION, base)
     with timed(table, "start ComfyUI"):
         server.__enter__()
     try:
-        for name, edit in asked().items():
-            inputs = {"file": server.put_input(clip), "prompt": edit.prompt, "steps": 30}
-            inputs |= {widget: NANO for widget in NAMES}
-            picture = edit.reference_picture()
-            if picture is not None:
-                Image.fromarray(picture).save(FOLDER / "reference.png")
-                inputs["image"] = server.put_input(FOLDER / "reference.png")
-            prompt = workflow("instruct_video_edit" if picture is None else "reference_video_edit", inputs)
-            print(f"{name}: {edit.prompt}")
-            with timed(table, name):
-                (made,) = server.output_files(server.run(prompt, Progress(prompt)))
-            made = media.load_video(shutil.copyfile(made, FOLDER / f"{name}.mp4"))
-            rows = {"source": source, f"edit: {edit.prompt}": made.frames, "target": world.render(edit.after)}
-            if picture is not None:
-                rows = {"source": source, "reference": picture[None]} | rows
-            media.contact_sheet(rows, columns=5, box=160).save(FOLDER / f"{name}.png")
-            score = measure.score(edit, made.frames)
-            print(f"  {'right' if score.success else 'not right: looks most like ' + score.nearest}\n")
+        prompt = workflow("instruct_video_edit", {"file": server.put_input(clip)})
+        progress = Progress(prompt)
+        with timed(table, "run workflow"):
+            history = server.run(prompt, progress)
+        (edited,) = server.output_files(history)
+        edited = shutil.copyfile(edited, FOLDER / "edited.mp4")
     finally:
         server.stop()
-    print("Where the time went")
+    with timed(table, "compare"):
+        before, after = media.load_video(clip), media.load_video(edited)
+        assert len(after.frames) == len(before.frames)
+        assert abs(after.frame_rate - before.frame_rate) < 0.001  # ComfyUI rounds to thousandths
+        beside = FOLDER / "side_by_side.mp4"
+        media.save_video(beside, media.side_by_side(before.frames, after.frames), before.frame_rate, audio_from=clip)
+        sheet = FOLDER / "contact_sheet.png"
+        media.contact_sheet({"source": before.frames, "edited": after.frames}).save(sheet)
+
+    print("\nWhere the time went")
     for name, seconds in table.items():
         print(f"  {name:<34} {seconds:6.1f} s")
-    print("\nVideos, with sound, and sheets:")
-    for path in sorted(FOLDER.iterdir()):
+        if name == "run workflow":
+            for node, part in progress.seconds.items():
+                print(f"    {progress.title(node):<32} {part:6.1f} s")
+    print(f"\n{len(after.frames)} frames at {float(after.frame_rate):.3f} a second, with sound:")
+    for path in (edited, beside, sheet):
         print(f"  {path.relative_to(comfyui.REPO)}")
 
 

@@ -8,18 +8,17 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from .data.loader import Sample
-from .encode import Encoded, Encoder
+from .encode import Encoder, prepare
 from .model import Batch
 
 
-def encoded(encoder: Encoder, sample: Sample) -> Encoded:
-    """The sample's latents and features, made now unless they were cached."""
-    if sample.encoded is None:
-        sample.encoded = encoder.encode(
-            sample.kind, sample.prompt, sample.source, sample.target, sample.reference, [sample.scale_value]
-        )
-        sample.source = sample.target = sample.reference = None
-    return sample.encoded
+def encode(encoder: Encoder, samples: Sequence[Sample]) -> None:
+    """Make the latents and features of samples that have none yet, one by one: their references differ in size."""
+    for sample in samples:
+        if sample.encoded is None:
+            prepared = sample.prepared or prepare(sample, encoder.limits)
+            (sample.encoded,) = encoder.encode(sample.kind, [sample.prompt], [prepared])
+            sample.source = sample.target = sample.reference = sample.prepared = None
 
 
 @dataclass
@@ -86,8 +85,7 @@ def collate(encoder: Encoder, samples: list[Sample], stacked: Stacked | None = N
         stacked: of these samples, where a worker made it.
     """
     if stacked is None:
-        for sample in samples:
-            encoded(encoder, sample)
+        encode(encoder, samples)
         stacked = stack(samples)
     stacked = stacked.to(encoder.device)
     return Batch(

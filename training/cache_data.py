@@ -12,10 +12,10 @@ from tqdm import tqdm
 from . import base, model, sources
 from .cache import Cache, is_whole
 from .config import Config
-from .data import prepare
 from .data.index import each
-from .data.loader import Sample, fill, in_workers
-from .encode import Encoder
+from .data.loader import Sample, fill, in_workers, swap
+from .data.prepare import reference_scales
+from .encode import Encoder, prepare
 from .parallel import Parallel
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class Summary:
 class _Missing(Dataset):
     """Samples that are still to be encoded, decoded."""
 
-    def __init__(self, samples: list, rules):
-        self.samples, self.rules = samples, rules
+    def __init__(self, samples: list, rules, limits, scales):
+        self.samples, self.rules, self.limits, self.scales = samples, rules, limits, scales
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -48,6 +48,7 @@ class _Missing(Dataset):
         sample = Sample(row.id, kind, row.prompt, 0, 0, 0, 1.0)
         try:
             fill(sample, row, shape, self.rules)
+            swap(sample, prepare(sample, self.limits, self.scales))
         except (ValueError, OSError) as error:
             return f"{row.id} is left out: {error}"
         return sample
@@ -79,8 +80,8 @@ def cache_data(config: Config) -> Summary:
     broken, made = len(data.broken), 0
     if missing:
         encoder = Encoder(model.encoders(parts, config, start), parallel.device)
-        scales = prepare.reference_scales(config.reference_scales) if config.reference_scales else None
-        loader = in_workers(_Missing(missing, cache.rules), config.workers)
+        scales = reference_scales(config.reference_scales) if config.reference_scales else None
+        loader = in_workers(_Missing(missing, cache.rules, parts.limits, scales), config.workers)
         bar = tqdm(loader, total=len(missing), desc="cache", unit="sample", disable=not parallel.is_main, mininterval=1)
         waiting: dict[Hashable, list[tuple]] = {}  # what can be encoded at once
         for (row, shape, kind), sample in zip(missing, bar):
@@ -88,23 +89,19 @@ def cache_data(config: Config) -> Summary:
                 logger.warning(sample)
                 broken += 1
                 continue
-            alike = kind, shape, None if sample.reference is None else sample.reference.shape
+            patches = sample.prepared.reference_patches
+            alike = kind, shape, None if patches is None else patches[0].shape
             waiting.setdefault(alike, []).append((row, shape, sample))
             if len(waiting[alike]) == config.batch_size:
-                made += _encode(encoder, cache, kind, waiting.pop(alike), scales)
+                made += _encode(encoder, cache, kind, waiting.pop(alike))
         for (kind, *_), group in waiting.items():
-            made += _encode(encoder, cache, kind, group, scales)
+            made += _encode(encoder, cache, kind, group)
     return Summary(made, len(mine) - len(missing), broken, config.cache)
 
 
-def _encode(encoder: Encoder, cache: Cache, kind: str, group: list[tuple], scales: list[float] | None) -> int:
+def _encode(encoder: Encoder, cache: Cache, kind: str, group: list[tuple]) -> int:
     """Encode samples of one shape at once and keep them; returns how many."""
-    samples = [sample for _, _, sample in group]
-    sources, targets, references = (
-        [getattr(sample, name) for sample in samples] for name in ("source", "target", "reference")
-    )
-    prompts = [row.prompt for row, _, _ in group]
-    found = encoder.encode_batch(kind, prompts, sources, targets, references, scales)
+    found = encoder.encode(kind, [row.prompt for row, _, _ in group], [sample.prepared for _, _, sample in group])
     for (row, shape, _), encoded in zip(group, found):
         cache.store(row, shape, kind, encoded)
     return len(group)

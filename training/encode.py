@@ -12,8 +12,13 @@ import torch
 from kiwi_core import mllm
 from kiwi_core import vae as vae_ops
 
+from .data.loader import Sample
 from .data.prepare import boxed_reference
 from .model import KiwiModel
+
+_CLIPS = ("target", "source")
+# Pixels of all frames that the VAE encodes at once, so that many small clips are one batch and large ones are not.
+_AT_ONCE = 2**22
 
 
 @dataclass
@@ -34,6 +39,35 @@ class Encoded:
     reference_grid: torch.Tensor | None = None
     context: torch.Tensor | None = None
     """``[N, dim]``, where neither language model nor connector is trained."""
+
+
+@dataclass
+class Prepared:
+    """A sample's pixels as the frozen parts take them; all that a worker process can do."""
+
+    target: np.ndarray
+    """uint8 ``[T, H, W, 3]``."""
+    source: np.ndarray
+    source_patches: tuple[torch.Tensor, torch.Tensor]
+    """Rows and grid, see :func:`kiwi_core.mllm.patchify`."""
+    boxed: np.ndarray | None = None
+    """The reference in each scale, uint8 ``[scales, H, W, 3]``."""
+    reference_patches: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+def prepare(sample: Sample, limits: mllm.VisionLimits, scales: Sequence[float] | None = None) -> Prepared:
+    """A sample's frames, prepared.
+
+    Args:
+        scales: in which the reference is shown; the sample's own without.
+    """
+    prepared = Prepared(sample.target, sample.source, mllm.patchify_source(sample.source, sample.kind, limits))
+    if sample.reference is not None:
+        height, width = sample.target.shape[1:3]
+        sizes = scales or [sample.scale_value]
+        prepared.boxed = np.stack([boxed_reference(sample.reference, height, width, scale) for scale in sizes])
+        prepared.reference_patches = mllm.patchify_reference(sample.reference, limits)
+    return prepared
 
 
 class Encoder:
@@ -69,7 +103,9 @@ class Encoder:
         self._move()
         pixels = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         tile = vae_ops.default_tile(self.vae, *frames.shape[2:4])
-        return vae_ops.encode(self.vae, pixels.to(self.device, self.vae.dtype), tile)
+        size = max(1, _AT_ONCE // frames[0, ..., 0].size)
+        parts = [vae_ops.encode(self.vae, part.to(self.device, self.vae.dtype), tile) for part in pixels.split(size)]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def features(self, pictures: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
@@ -111,45 +147,19 @@ class Encoder:
         grids = [torch.tensor([grid]) for grid in grids]
         return mllm.assemble(self.mllm.tokenizer, prompt, kind, counts[kind], grids, self.limits.tokens_per_second)
 
-    def encode(
-        self,
-        kind: str,
-        prompt: str,
-        source: np.ndarray,
-        target: np.ndarray,
-        reference: np.ndarray | None = None,
-        scales: list[float] | None = None,
-    ) -> Encoded:
-        """All of a sample.
-
-        Args:
-            source, target: uint8 ``[T, H, W, 3]``. reference: uint8 ``[H, W, 3]``. scales: in which it is shown.
-        """
-        return self.encode_batch(kind, [prompt], [source], [target], [reference], scales)[0]
-
-    def encode_batch(
-        self,
-        kind: str,
-        prompts: Sequence[str],
-        sources: Sequence[np.ndarray],
-        targets: Sequence[np.ndarray],
-        references: Sequence[np.ndarray | None],
-        scales: list[float] | None = None,
-    ) -> list[Encoded]:
-        """Several samples of one kind and shape at once, with references of one size or none; see :meth:`encode`."""
-        latents = self.latents(np.stack([*targets, *sources])).split(len(targets))
-        shown = [[mllm.patchify_source(source, kind, self.limits) for source in sources]]
-        boxed = [None] * len(targets)
-        if references[0] is not None:
-            height, width = targets[0].shape[1:3]
-            scales = scales or [1.0]
-            pictures = [boxed_reference(one, height, width, scale)[None] for one in references for scale in scales]
-            boxed = self.latents(np.stack(pictures)).split(len(scales))
-            shown.append([mllm.patchify_reference(one, self.limits) for one in references])
+    def encode(self, kind: str, prompts: Sequence[str], prepared: Sequence[Prepared]) -> list[Encoded]:
+        """Samples of one kind and shape at once, all with references of one size or all without."""
+        targets, sources = (self.latents(np.stack([getattr(one, name) for one in prepared])) for name in _CLIPS)
+        shown = [[one.source_patches for one in prepared]]
+        boxed = [None] * len(prepared)
+        if prepared[0].boxed is not None:
+            scales = len(prepared[0].boxed)
+            boxed = self.latents(np.concatenate([one.boxed for one in prepared])[:, None]).split(scales)
+            shown.append([one.reference_patches for one in prepared])
         seen = [self.features(pictures) for pictures in shown]
         found = []
         for place, prompt in enumerate(prompts):
-            encoded = Encoded(latents[0][place], latents[1][place], seen[0][place], shown[0][place][1], boxed[place])
+            encoded = Encoded(targets[place], sources[place], seen[0][place], shown[0][place][1], boxed[place])
             if len(shown) > 1:
                 encoded.reference_features, encoded.reference_grid = seen[1][place], shown[1][place][1]
             if self.fixes_context:

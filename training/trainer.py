@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -41,7 +42,7 @@ from .config import Config
 from .data import loader
 from .data.stream import derive
 from .ema import EMA
-from .encode import Encoder
+from .encode import Encoder, prepare
 from .parallel import Parallel
 
 logger = logging.getLogger(__name__)
@@ -193,6 +194,7 @@ class _Run:
             kind: loader.Samples(
                 part.rows, part.shapes, part.groups, kind, config.batch_size, config.seed, self.rules, self.cache,
                 config.reference_scales, config.timestep_sampling == "spread", stack=batches.stack,
+                prepare=functools.partial(prepare, limits=self.model.mllm.limits),
             )
             for kind, part in self.data.training.items()
         }  # fmt: skip

@@ -37,7 +37,7 @@ def packed(tmp_path_factory):
 
 def test_the_package_holds_what_comfyui_shows_and_no_more(packed):
     assert {path.name for path in packed.iterdir() if path.is_dir()} == {
-        "kiwi_core", "nodes", "training", "web", "locales", "subgraphs", "workflows"
+        "kiwi_core", "nodes", "training", "web", "locales", "subgraphs", "workflows", "models"
     }  # fmt: skip
     project = (packed / "pyproject.toml").read_text(encoding="utf-8")
     for package in json.loads(re.search(r"^packages = (\[.*\])$", project, re.M)[1]):  # so that pip can install it, too

@@ -235,6 +235,24 @@ def test_too_small_a_frame_cap_is_refused(cap):
         mllm.VisionLimits(max_pixels_per_frame=cap)
 
 
+def test_a_small_model_may_see_small_frames(encoder):
+    frames = np.zeros((9, 64, 64, 3), dtype=np.uint8)
+    published, small = mllm.VisionLimits(), mllm.VisionLimits(50176, 16, min_pixels_per_frame=112 * 112)
+    grids = [mllm.patchify_source(frames, "video", limits)[1].tolist() for limits in (published, small)]
+    assert grids == [[[5, 24, 24]], [[5, 8, 8]]]  # 112 x 112 to the published 128 tokens a frame pair or more, or as is
+    inputs = mllm.build_inputs(encoder.tokenizer, "Go.", frames, None, encoder.connector.num_queries, small)
+    assert encoder(inputs).shape == (1, 6, 48)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [((262144, 768, 2, 3135), "at least 3136"), ((12543, 768, 2, 12544), "12544, or 0")],
+)
+def test_limits_that_contradict_each_other_are_refused(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        mllm.VisionLimits(*given)
+
+
 # Any size
 
 

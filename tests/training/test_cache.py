@@ -444,3 +444,25 @@ def test_a_torn_last_line_is_ignored_and_what_follows_is_kept(picture, pairs, tm
     expected = torn.digest(other)
     assert Index(path).known_digest(other) == expected  # not written into the torn line
     assert [json.loads(line)["digest"] for line in whole.splitlines()] == [picture.digest(), expected]
+
+
+def test_a_cache_made_in_batches_holds_what_one_made_one_by_one_does(tiny_model, pairs, tmp_path):
+    made = {}
+    for size in (1, 4):
+        config = run_on(tiny_model, pairs, tmp_path / str(size)).replace(batch_size=size)
+        cache_data(config)
+        made[size] = {path.name: load_file(path) for path in Path(config.cache).rglob("*.safetensors")}
+    assert made[1].keys() == made[4].keys()
+    for name, tensors in made[1].items():
+        for part, tensor in tensors.items():
+            assert torch.allclose(tensor.float(), made[4][name][part].float(), atol=1e-5)
+
+
+def test_workers_hand_over_what_this_process_would_have_made(filled):
+    losses = []
+    for workers, cache in ((0, filled.cache), (2, filled.cache), (2, "")):
+        output = f"{filled.output}-{workers}{bool(cache)}"
+        trainer.train(filled.replace(workers=workers, cache=cache, output=output, steps=3))
+        losses.append([line["loss"] for line in metrics.read(Path(output))])
+    assert losses[0] == losses[1]
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)

@@ -38,6 +38,8 @@ class Sample:
     source: np.ndarray | None = None
     target: np.ndarray | None = None
     reference: np.ndarray | None = None
+    prepared: object | None = None
+    """An :class:`training.encode.Prepared` in place of the three."""
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Samples(Dataset):
         cache: a ``training.cache.Cache``, or None. reference_scales: number of scales; 0 draws any.
         spread: timesteps follow a sequence that fills the range evenly, rather than being drawn each on its own.
         epoch: batches after which all is shuffled anew; 0 for all there are. stack: makes one of encoded samples.
+        prepare: what can be done with one that is not encoded.
     """
 
     def __init__(
@@ -77,10 +80,12 @@ class Samples(Dataset):
         spread: bool = True,
         epoch: int = 0,
         stack: Callable[[list[Sample]], object | None] = lambda samples: None,
+        prepare: Callable[[Sample], object | None] = lambda sample: None,
     ):
         self.rows, self.shapes, self.kind, self.seed = rows, shapes, kind, seed
         self.rules, self.cache, self.reference_scales, self.spread = rules, cache, reference_scales, spread
-        self.batch_size, self.epoch, self.stack = batch_size, epoch, stack
+        self.batch_size, self.epoch = batch_size, epoch
+        self.stack, self.prepare = stack, prepare
         self.stream = BatchStream(groups, [row.shard for row in rows], batch_size, seed, kind)
 
     def __getitem__(self, place: int) -> Loaded:
@@ -94,6 +99,8 @@ class Samples(Dataset):
             try:
                 sample = self.draw(row, place, slot)
                 fill(sample, row, shape, self.rules, self.cache)
+                if sample.encoded is None:
+                    swap(sample, self.prepare(sample))
             except (ValueError, OSError) as error:
                 loaded.broken.append((row.id, str(error)))
             else:
@@ -125,6 +132,13 @@ def fill(sample: Sample, row: Row, shape: Shape, rules: Rules, cache=None) -> No
     if sample.encoded is None:
         sample.source, sample.target = prepare.read_pair(row, shape, rules)
         sample.reference = prepare.read_reference(row)
+
+
+def swap(sample: Sample, prepared: object | None) -> None:
+    """Put what was prepared, if anything was, in place of the frames."""
+    if prepared is not None:
+        sample.prepared = prepared
+        sample.source = sample.target = sample.reference = None
 
 
 class _Places(Sampler):

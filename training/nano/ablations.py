@@ -22,6 +22,7 @@ from kiwi_core.mllm import MLLMInputs
 from .. import base, batches, samples, trainer
 from .. import model as models
 from ..config import Config
+from ..data.loader import Sample
 from ..metrics import read_lines
 from . import bench, build, edits, measure, world
 
@@ -193,15 +194,14 @@ def evaluate(plan: build.Plan, variant: Variant, seed: int, counts: dict[str, in
 
 def _edit(model: models.KiwiModel, encoder: batches.Encoder, chosen: Sequence[bench.Item]) -> list[np.ndarray]:
     kind = "video" if chosen[0].edit.reference is None else "ref"
-    found = encoder.encode_batch(
-        kind, [item.edit.prompt for item in chosen],
-        *([world.render(getattr(item.edit, when)) for item in chosen] for when in ("before", "after")),
-        [item.edit.reference_picture() for item in chosen],
-    )  # fmt: skip
     given = [
-        batches.Sample(item.name, kind, item.edit.prompt, 0, item.seed, 0, 1.0, encoded)
-        for item, encoded in zip(chosen, found)
-    ]
+        Sample(
+            item.name, kind, item.edit.prompt, 0, item.seed, 0, 1.0, None,
+            world.render(item.edit.before), world.render(item.edit.after), item.edit.reference_picture(),
+        )
+        for item in chosen
+    ]  # fmt: skip
+    batches.encode(encoder, given)
     latents = samples.sample(model, batches.collate(encoder, given), bench.STEPS)
     return [samples.decode(model, one[None]) for one in latents]
 

@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from kiwi_core import vae as vae_ops
 from kiwi_core.atomic import replacing
+from kiwi_core.checkpoints.lazy import load
+from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.pipeline import KiwiEditPipeline
 
 from ..metrics import read_lines
@@ -89,6 +91,20 @@ def model(pipe: KiwiEditPipeline, steps: int = STEPS, references: dict[str, np.n
         ).frames
 
     return run
+
+
+def shuffled(parts: Parts, seed: int = 0) -> Parts:
+    """The model with the numbers of every tensor but the VAE's in random order: of the right size, and meaningless."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def mixed(tensors):
+        return {
+            name: load(tensor).flatten()[torch.randperm(load(tensor).numel(), generator=generator)].view(tensor.shape)
+            for name, tensor in tensors.items()
+        }
+
+    names = ("transformer", "source_embedder", "ref_embedder", "mllm", "connector")
+    return dataclasses.replace(parts, **{name: mixed(getattr(parts, name)) for name in names})
 
 
 def wrong_references(chosen: Sequence[Item]) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ from kiwi_core.checkpoints.parts import Parts
 
 from .. import architectures, base, cache_data, recipes, trainer
 from ..config import Config
-from . import autoencoder, backbone, feed, language, pretraining, rows, tokens
+from . import autoencoder, backbone, edits, feed, language, pretraining, rows, tokens
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,10 @@ class Plan:
     workers: int = 2
     seed: int = 0
     device: str = ""
+    vae_file: str = ""
+    """A trained VAE to start from instead of training one."""
+    fused: bool = True
+    """Whether the VAE is trained with compiled kernels, which take a minute to make."""
     batch_size: int = 64
     clips: int = 32
     pictures: int = 96
@@ -69,18 +73,22 @@ class Plan:
 def vae(plan: Plan) -> None:
     """Train the VAE, and make the published statistics its own."""
     folder, device = plan.output / "vae", plan.torch_device
+    if plan.vae_file:
+        tensors = {name: tensor.float() for name, tensor in files.load_tensors(plan.vae_file).items()}
+        files.save_tensors(tensors, folder / "vae.safetensors")
+        return
     torch.backends.cudnn.benchmark = True  # two shapes, thousands of steps
     torch.manual_seed(plan.seed)
-    objective = autoencoder.Objective(autoencoder.new())
+    objective = autoencoder.Objective(autoencoder.new(), fused=plan.fused)
     pretraining.train(
-        folder, objective, feed.ClipFeed(plan.clips, plan.pictures, 0.5, plan.seed, turns=3),
+        folder, objective, feed.ClipFeed(plan.clips, plan.pictures, 0.4, plan.seed, splits=edits.SPLITS),
         lambda clips: objective(feed.pixels(clips.frames, device), feed.mask(clips.things, device)),
         pretraining.Schedule(plan.count(plan.vae_steps), 2e-3, seed=plan.seed), device, plan.workers,
     )  # fmt: skip
     trained = objective.vae.eval().requires_grad_(False)
     latents = []
     for step in range(1, 16, 2):  # clips
-        clips = feed.ClipFeed(plan.clips, 0, 0, plan.seed + 1)[step]
+        clips = feed.ClipFeed(plan.clips, 0, 0, plan.seed + 1, splits=edits.SPLITS)[step]
         with torch.no_grad(), autoencoder.whole_clips(trained):
             hidden = trained.quant_conv(trained.encoder(feed.pixels(clips.frames, device)))
         latents.append(hidden.chunk(2, dim=1)[0].transpose(0, 1).flatten(1).cpu())
@@ -245,7 +253,11 @@ def _arguments(plan: Plan) -> list[str]:
     found = []
     for field in dataclasses.fields(plan):
         value = getattr(plan, field.name)
-        if value != field.default and value != "":
-            values = value if isinstance(value, tuple) else (value,)
-            found += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+        name = field.name.replace("_", "-")
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            found.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            found += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
     return found

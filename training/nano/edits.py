@@ -81,6 +81,13 @@ def draw(category: str, seed: int, split: str = "seen", frames: int = world.FRAM
     raise AssertionError(f"no {category} of split {split} in seed {seed}")
 
 
+def new_style(seed: int, frames: int = world.FRAMES) -> Edit:
+    """An edit into the style that the model is never shown."""
+    edit = draw("global_style", seed, frames=frames)
+    after = dataclasses.replace(edit.after, style=world.NEW_STYLE)
+    return dataclasses.replace(edit, prompt=f"Make the video {world.NEW_STYLE}.", after=after)
+
+
 def _choose(rng: np.random.Generator, options):
     options = list(options)
     if not options:
@@ -107,7 +114,7 @@ def _ground(rng: np.random.Generator, pairs=_PAIRS) -> Ground:
 def random_scene(rng: np.random.Generator, frames: int, split: str = "seen", most: int = 3, pairs=_PAIRS) -> Scene:
     """A scene of up to ``most`` things, no two of one colour or shape; the split shows in the first of them."""
     ground = _ground(rng, pairs)
-    pan = tuple(float(side) for side in rng.choice([-1.0, -0.5, 0.0, 0.5, 1.0], 2))
+    pan = tuple(float(side) for side in rng.choice([-0.6, -0.3, 0.0, 0.3, 0.6], 2))
     scene = Scene(ground, (), pan, frames)
     for number in range(int(rng.integers(1, most + 1))):
         try:
@@ -122,10 +129,10 @@ def random_scene(rng: np.random.Generator, frames: int, split: str = "seen", mos
 def _with_thing(rng: np.random.Generator, scene: Scene, pairs) -> Scene:
     """With one thing more, of one of these colours and shapes, that goes its own way."""
     colour, shape = _choose(rng, _possible(scene, pairs))
-    radius = float(rng.uniform(11, 14))
+    radius = float(rng.uniform(12, 15))
     for _ in range(30):
         x, y = rng.uniform(radius, SIZE - radius, 2)
-        dx, dy = np.array(scene.pan) + rng.uniform(-0.8, 0.8, 2)
+        dx, dy = np.array(scene.pan) + rng.uniform(-0.4, 0.4, 2)
         thing = Thing(shape, colour, _choose(rng, world.TEXTURES), radius, *map(float, (x, y, dx, dy)))
         if _fits(scene, thing):
             return dataclasses.replace(scene, things=(*scene.things, thing))
@@ -179,6 +186,8 @@ def _replaced(scene: Scene, place: int, thing: Thing | None) -> Scene:
 
 def _style(rng, split: str, frames: int) -> Edit:
     scene, style = random_scene(rng, frames, split), _choose(rng, world.STYLES)
+    if style == "black and white" and scene.ground.colour == "grey":
+        raise _Impossible  # hardly an edit
     if ((style, scene.ground.colour) in HELD_OUT_STYLES) != (split == "composition"):
         raise _Impossible
     prompt = _say(rng, split, "style", style=style)
@@ -237,7 +246,7 @@ def _placed(rng, scene: Scene, pairs) -> tuple[str, Thing]:
     """A new thing that stands still in the scene, and the place's name."""
     place = _choose(rng, words.PLACES)
     colour, shape = _choose(rng, _possible(scene, pairs))
-    thing = Thing(shape, colour, "plain", 12.0, *map(float, words.PLACES[place]), *scene.pan)
+    thing = Thing(shape, colour, "plain", 13.0, *map(float, words.PLACES[place]), *scene.pan)
     if not _fits(scene, thing):
         raise _Impossible
     return place, thing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,12 @@ def training_seed(*parts: object) -> int:
     return derive(*parts) % _SEEDS
 
 
-def random_edit(seed: int, frames: int) -> edits.Edit:
+def random_edit(seed: int, frames: int, splits: Sequence[str] = ("seen",)) -> edits.Edit:
     """An edit of any category."""
     categories = (*edits.CATEGORIES, *edits.REFERENCE_CATEGORIES)
-    return edits.draw(categories[seed % len(categories)], seed // len(categories), frames=frames)
+    rest, category = divmod(seed, len(categories))
+    rest, split = divmod(rest, len(splits))
+    return edits.draw(categories[category], rest, splits[split], frames)
 
 
 @dataclass
@@ -42,18 +45,22 @@ class ClipFeed(Dataset):
 
     Args:
         clips, pictures: number of each in its batches. references: share of the pictures that are references.
-        turns: every so many batches are clips.
+        turns: every so many batches are clips. splits: what is shown; those that editing never sees in training are for
+            the VAE alone, which is to carry whatever there is.
     """
 
-    def __init__(self, clips: int, pictures: int, references: float, seed: int, turns: int = 2):
-        self.clips, self.pictures, self.references, self.seed, self.turns = clips, pictures, references, seed, turns
+    def __init__(
+        self, clips: int, pictures: int, references: float, seed: int, turns: int = 2, splits: Sequence[str] = ("seen",)
+    ):
+        self.clips, self.pictures, self.references, self.seed = clips, pictures, references, seed
+        self.turns, self.splits = turns, splits
 
     def __getitem__(self, step: int) -> Clips:
         length, count = (world.FRAMES, self.clips) if step % self.turns == 1 else (1, self.pictures)
         made: list[tuple[np.ndarray, np.ndarray, world.Scene]] = []
         while len(made) < count:
             seed = training_seed("clips", self.seed, step, len(made))
-            edit = random_edit(seed, length)
+            edit = random_edit(seed, length, self.splits)
             for scene in (edit.before, edit.after):
                 made.append((world.render(scene), _cover(scene), scene))
             if length == 1 and edit.reference is not None and np.random.default_rng(seed).random() < self.references:

@@ -15,11 +15,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 from kiwi_core import mllm
 
 from .. import architectures
-from . import feed, tokens, words, world
+from . import edits, feed, tokens, words, world
 
-_QUESTIONS = {"source": "Describe the video.", "reference": "Describe the reference picture."}
-LENGTHS = (1, 1, 5, 9)
+_QUESTIONS = {"picture": "Describe the picture.", "video": "Describe the video."}
+LENGTHS = (1, 1, 1, 5)
 """Frames of the clips that it is shown."""
+PORTRAITS, SCENES = 0.4, 0.15
+"""Shares of questions about a reference alone, and about a whole scene; all others are instructions."""
 
 
 def qwen_config(tokenizer: Tokenizer) -> dict:
@@ -28,7 +30,7 @@ def qwen_config(tokenizer: Tokenizer) -> dict:
     begin, _, end, *_ = tokens.SPECIAL
     ends = {"bos_token_id": tokenizer.token_to_id(begin), "eos_token_id": tokenizer.token_to_id(end)}
     config |= ends
-    config["text_config"] |= ends
+    config["text_config"] |= ends | {"vocab_size": tokenizer.get_vocab_size()}
     config |= {f"{kind}_token_id": tokenizer.token_to_id(f"<|{kind}_pad|>") for kind in ("image", "video")}
     config |= {f"vision_{end}_token_id": tokenizer.token_to_id(f"<|vision_{end}|>") for end in ("start", "end")}
     return config
@@ -81,22 +83,23 @@ class QuestionFeed(Dataset):
 
     def _question(self, tokenizer: Tokenizer, seed: int):
         rng = np.random.default_rng(seed)
-        frames = int(rng.choice(LENGTHS))
-        edit = feed.random_edit(seed, frames)
+        frames, question = int(rng.choice(LENGTHS)), rng.random()
+        category = edits.REFERENCE_CATEGORIES[int(rng.random() < 0.25)] if question < PORTRAITS else None
+        edit = edits.draw(category, seed) if category else feed.random_edit(seed, frames)
         reference = edit.reference_picture()
-        question = rng.random()
-        if reference is not None and question < 0.4:
+        if question < PORTRAITS:
+            mode, prompt = "image", _QUESTIONS["picture"]
             shown = edit.reference
-            describe = words.describe_ground if isinstance(shown, world.Ground) else words.describe_thing
-            prompt, answer = _QUESTIONS["reference"], describe(shown)
-        elif question < 0.25:
-            prompt, answer = _QUESTIONS["source"], words.describe(edit.before)
+            answer = words.describe_ground(shown) if isinstance(shown, world.Ground) else words.describe_thing(shown)
+            pictures = [mllm.patchify_source(reference[None], mode, self.limits)]
         else:
-            prompt, answer = edit.prompt, words.describe(edit.after)
-        mode = mllm.mode_of(frames, int(reference is not None))
-        pictures = [mllm.patchify_source(world.render(edit.before), mode, self.limits)]
-        if reference is not None:
-            pictures.append(mllm.patchify_reference(reference, self.limits))
+            mode = mllm.mode_of(frames, int(reference is not None))
+            pictures = [mllm.patchify_source(world.render(edit.before), mode, self.limits)]
+            prompt, answer = edit.prompt, words.outcome(edit)
+            if question < PORTRAITS + SCENES and reference is None:
+                prompt, answer = _QUESTIONS["video"], words.describe(edit.before)
+            if reference is not None:
+                pictures.append(mllm.patchify_reference(reference, self.limits))
         grids = [grid for _, grid in pictures]
         text = mllm.chat_text(prompt, mode, 0, [int(grid.prod()) // mllm.MERGE_SIZE**2 for grid in grids])
         asked = tokenizer.encode(text + "<|im_start|>assistant\n", add_special_tokens=False).ids

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from kiwi_core import mllm
 
-from . import edits, words, world
+from . import words, world
 
 VOCABULARY = 640
 SPECIAL = (
@@ -19,18 +21,20 @@ SPECIAL = (
 
 
 def _sentences() -> Iterator[str]:
-    for _ in range(60):  # in front of every instruction: as few tokens as can be
+    """What is said in the world, without drawing from it: the tokens must not change with how scenes are drawn."""
+    for _ in range(40):  # in front of every instruction: as few tokens as can be
         yield mllm.SYSTEM_PROMPT
         yield mllm.REFERENCE_SUFFIX
         yield "system\nuser\nassistant\n"
-    named = (*world.COLOURS, *world.SHAPES, *world.TEXTURES, *world.GROUNDS)
-    yield from (f" {word}" for word in named for _ in range(9))
-    for seed in range(200):
-        for category in (*edits.CATEGORIES, *edits.REFERENCE_CATEGORIES):
-            edit = edits.draw(category, seed)
-            yield edit.prompt
-            yield words.describe(edit.after)
-            yield from (wording.replace("{", "").replace("}", "") for wording in words.WORDINGS[edit.task])
+    wordings = [one for group in words.WORDINGS.values() for one in group]
+    yield from (re.sub(r"\{\w+\}", "", wording) for wording in wordings for _ in range(20))
+    grounds = [world.Ground(colour, pattern) for colour in world.GROUNDS for pattern in world.PATTERNS]
+    yield from (f"{words.describe_ground(ground)} with" for ground in grounds for _ in range(4))
+    yield from (f", {style}. no instead of" for style in world.STYLES for _ in range(20))
+    for place, colour, shape in itertools.product(words.PLACES, world.COLOURS, world.SHAPES):
+        for texture in world.TEXTURES:
+            thing = world.Thing(shape, colour, texture, 1, 0, 0, 0, 0)
+            yield f"{words.describe_thing(thing)} at the {place} and the {colour} shape"
 
 
 def build() -> Tokenizer:

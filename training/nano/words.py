@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .world import SIZE, Ground, Scene, Thing
 
 PLACES = {
-    "top left": (17, 17), "top right": (47, 17), "bottom left": (17, 47), "bottom right": (47, 47), "middle": (32, 32),
+    "top left": (18, 18), "top right": (46, 18), "bottom left": (18, 46), "bottom right": (46, 46), "middle": (32, 32),
 }  # fmt: skip
 """Where things are asked for, in pixels of the middle frame."""
 
@@ -175,6 +175,20 @@ def describe(scene: Scene) -> str:
     things = [f"{describe_thing(thing)} at the {where(thing)}" for thing in sorted(scene.things, key=lambda one: one.x)]
     text = f"{describe_ground(scene.ground)} with {_listed(things)}" if things else describe_ground(scene.ground)
     return f"{text}, {scene.style}" if scene.style else text
+
+
+def outcome(edit) -> str:
+    """What an instruction asks for, with the things it means by their names: an :class:`edits.Edit` in few words."""
+    if edit.category == "global_style":
+        return edit.after.style
+    if edit.thing is None:
+        return describe_ground(edit.after.ground)
+    if edit.task == "remove":
+        return f"no {name_thing(edit.before.things[edit.thing])}"
+    new = edit.after.things[edit.thing]
+    if edit.task in ("add", "reference_add"):
+        return f"{describe_thing(new)} at the {where(new)}"
+    return f"{describe_thing(new)} instead of the {name_thing(edit.before.things[edit.thing])}"
 
 
 def describe_thing(thing: Thing) -> str:

@@ -30,7 +30,7 @@ COLOURS = {
 """Of shapes. Training never sees the last two."""
 HELD_OUT_COLOURS = ("teal", "brown")
 
-SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart", "arrow")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "arrow")
 """Training never sees the last two."""
 HELD_OUT_SHAPES = ("heart", "arrow")
 
@@ -49,6 +49,8 @@ PATTERNS = ("plain", "striped", "checked", "dotted", "wavy")
 _DARKER = 0.70
 
 STYLES = ("black and white", "sepia", "negative", "night", "faded")
+NEW_STYLE = "infrared"
+"""One that the model is never shown: for a LoRA to teach."""
 
 _CONTRAST = 75.0
 _EDGE = 0.9
@@ -150,6 +152,8 @@ def restyle(clip: np.ndarray, style: str) -> np.ndarray:
         return clip * np.array([0.25, 0.32, 0.55]) + np.array([0, 5, 25])
     if style == "faded":
         return clip * 0.4 + 150
+    if style == NEW_STYLE:
+        return clip[..., [2, 0, 1]]
     raise ValueError(f"There is no style {style!r}; use one of {', '.join(STYLES)}.")
 
 
@@ -223,8 +227,6 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.hypot(x, y) - 0.95
     if shape == "square":
         return np.maximum(abs(x), abs(y)) - 0.84
-    if shape == "diamond":
-        return (abs(x) + abs(y) - 1.08) / np.sqrt(2)
     if shape == "ring":
         return abs(np.hypot(x, y) - 0.72) - 0.27
     if shape == "cross":

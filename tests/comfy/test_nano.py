@@ -1,0 +1,97 @@
+"""The small model that comes with the pack really edits, in ComfyUI as in the library."""
+
+import av
+import comfyui
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kiwi_core import KiwiEditPipeline
+from training.nano import bench, measure, world
+
+NAME = "kiwi-edit-nano"
+FOLDER = comfyui.REPO / "models" / "diffusers" / NAME
+BOUND = 0.8
+"""Share of the fixed items on which the shipped weights must succeed."""
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the weights are not trained yet")
+
+
+def fixed_items():
+    """64 items of all categories: five of a split that training knows, and of one that it does not."""
+    chosen = bench.items({"seen": 5, "composition": 5})
+    return chosen[:64]
+
+
+def save_exactly(path, frames):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=12)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "bgr0"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="bgr0")))
+        container.mux(stream.encode())
+    return path
+
+
+def graph(server, items, folder):
+    """One prompt with the loaders once and a branch for each item, whose frames are saved as pictures."""
+    nodes = {
+        part: {"class_type": f"KiwiEditLoad{kind}", "inputs": {f"{part}_name": f"{NAME}/"}}
+        for part, kind in {"model": "Model", "vae": "VAE", "mllm": "MLLM", "connector": "Connector"}.items()
+    }
+    nodes["model"]["inputs"]["weight_dtype"] = "default"
+
+    def add(name, kind, **inputs):
+        nodes[name] = {"class_type": kind, "inputs": inputs}
+        return [name, 0]
+
+    vae = ["vae", 0]
+    for number, item in enumerate(items):
+        clip = server.put_input(save_exactly(folder / f"nano{number}.mkv", world.render(item.edit.before)))
+        video = add(f"video{number}", "LoadVideo", file=clip)
+        frames = add(f"frames{number}", "KiwiEditPrepareVideo", video=video, max_pixels=4096, max_frames=9, multiple=32)
+        said = {"prompt": item.edit.prompt, "mllm_references": "first", "window_frames": 0, "source": [frames[0], 1]}
+        said |= {"mllm": ["mllm", 0], "connector": ["connector", 0]}
+        picture = item.edit.reference_picture()
+        if picture is not None:
+            Image.fromarray(picture).save(path := folder / f"nano{number}.png")
+            said["reference"] = add(f"picture{number}", "LoadImage", image=server.put_input(path))
+        asked = add(f"asked{number}", "KiwiEditEncodeInstruction", **said)
+        given = add(f"given{number}", "KiwiEditSourceVideo", conditioning=asked, vae=vae, frames=frames)
+        latent = [given[0], 1]
+        if picture is not None:
+            given = add(
+                f"shown{number}", "KiwiEditReferenceImage", conditioning=given, vae=vae, latent=latent,
+                reference=said["reference"],
+            )  # fmt: skip
+        made = add(
+            f"made{number}", "KiwiEditSampler", model=["model", 0], conditioning=given, latent=latent, seed=item.seed,
+            steps=bench.STEPS, shift=5, denoise=1, cfg=1, window_frames=81, window_overlap=16,
+        )  # fmt: skip
+        images = add(f"images{number}", "VAEDecode", samples=made, vae=vae)
+        add(f"saved{number}", "SaveImage", images=images, filename_prefix=f"nano/{number:03d}")
+    return nodes
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    pipeline = KiwiEditPipeline.from_pretrained(FOLDER, torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_graph_and_library_succeed_on_the_fixed_items_alike(server, pipeline, tmp_path):
+    items = fixed_items()
+    paths = server.output_files(server.run(graph(server, items, tmp_path)))
+    by_item = {number: [] for number in range(len(items))}
+    for path in sorted(paths):
+        by_item[int(path.name.split("_")[0])].append(np.asarray(Image.open(path).convert("RGB")))
+    library = bench.model(pipeline)
+    successes = {"graph": 0, "library": 0}
+    for number, item in enumerate(items):
+        ours, theirs = library(item), np.stack(by_item[number])
+        assert np.abs(ours.astype(int) - theirs.astype(int)).mean() < 1.0, item.name
+        successes["library"] += measure.score(item.edit, ours).success
+        successes["graph"] += measure.score(item.edit, theirs).success
+    assert all(count >= BOUND * len(items) for count in successes.values()), successes

@@ -1,0 +1,173 @@
+"""The small model's parts: the VAE's whole-clip pass is the walk over chunks, every step goes on, all fits together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+from kiwi_core import vae as vae_ops
+from kiwi_core.checkpoints import files, single_files
+from kiwi_core.checkpoints.vae_keys import LATENTS_MEAN
+from kiwi_core.mllm import SYSTEM_PROMPT
+from kiwi_core.pipeline import KiwiEditPipeline
+from training.nano import autoencoder, build, edits, feed, language, pretraining, tokens, words, world
+
+TINY = {
+    "scale": 0.0005, "batch_size": 2, "clips": 2, "pictures": 2, "questions": 4, "workers": 0, "device": "cpu",
+    "fused": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return autoencoder.new().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return feed.pixels(feed.ClipFeed(2, 2, 0, 0)[1].frames, torch.device("cpu"))
+
+
+def test_whole_clips_give_what_the_walk_over_chunks_gives(vae, clips):
+    walked = vae_ops.encode(vae, clips)
+    decoded = vae_ops.decode(vae, walked)
+    for fused in (False, True):
+        # What is compiled is the same in eager mode, without the minute that it takes.
+        with autoencoder.whole_clips(vae, fused), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            mean = vae.quant_conv(vae.encoder(clips)).chunk(2, dim=1)[0]
+            made = vae.decoder(vae.post_quant_conv(vae_ops.denormalize(vae, walked)))
+        assert torch.allclose(vae_ops.normalize(vae, mean), walked, atol=1e-5)
+        assert torch.allclose(made, decoded, atol=1e-4)
+    assert torch.equal(vae_ops.encode(vae, clips), walked)  # and the layers are as they were
+
+
+def test_folded_statistics_change_the_latents_scale_and_nothing_else(clips):
+    torch.manual_seed(0)
+    vae = autoencoder.new().requires_grad_(False)
+    with autoencoder.whole_clips(vae):
+        raw = vae.quant_conv(vae.encoder(clips)).chunk(2, dim=1)[0]
+        before = vae.decoder(vae.post_quant_conv(raw))
+    rows = raw.transpose(0, 1).flatten(1)
+    autoencoder.fold_statistics(vae, rows.mean(dim=1), rows.std(dim=1))
+    latents = vae_ops.encode(vae, clips)
+    channels = latents.transpose(0, 1).flatten(1)
+    assert torch.allclose(channels.mean(dim=1), torch.zeros(16), atol=1e-4)
+    assert torch.allclose(channels.std(dim=1), torch.ones(16), atol=1e-4)
+    assert torch.allclose(vae_ops.decode(vae, latents), before, atol=1e-4)
+    assert list(vae.config.latents_mean) == list(LATENTS_MEAN[16])  # ComfyUI's, which it fixes
+
+
+def test_the_tokenizer_is_short_and_always_the_same():
+    tokenizer = tokens.build()
+    assert tokenizer.to_str() == tokens.build().to_str()
+    assert len(tokenizer.encode(SYSTEM_PROMPT).ids) < 30
+    for category in (*edits.CATEGORIES, *edits.REFERENCE_CATEGORIES):
+        for split in edits.SPLITS:
+            text = edits.draw(category, edits.BENCH_SEEDS, split).prompt
+            assert tokenizer.decode(tokenizer.encode(text).ids) == text
+            assert len(tokenizer.encode(text).ids) < 24
+
+
+def test_a_question_has_its_answer_behind_it():
+    tokenizer = tokens.build()
+    batch = language.QuestionFeed(tokenizer, 6, seed=3)[0]
+    pictures = sum(batch.ids == kind for kind in language.pad_ids(tokenizer)).bool()
+    assert int(batch.grids.prod(dim=1).sum()) == len(batch.pixels) == 4 * int(pictures.sum())
+    for ids, labels in zip(batch.ids, batch.labels):
+        places = (labels >= 0).nonzero().flatten()
+        assert torch.equal(labels[places][:-1], ids[places + 1][:-1])
+        said = tokenizer.decode(labels[places].tolist())
+        assert said
+        assert tokenizer.decode(ids[: places[0] + 1].tolist()).endswith("assistant\n")
+
+
+def test_the_outcome_names_what_the_instruction_only_hints_at():
+    for number in range(20):
+        edit = edits.draw("local_remove", number)
+        assert words.outcome(edit) == f"no {words.name_thing(edit.before.things[edit.thing])}"
+        edit = edits.draw("subject_reference", number)
+        assert words.describe_thing(edit.after.things[edit.thing]) in words.outcome(edit)
+
+
+class _Numbers(torch.utils.data.Dataset):
+    def __getitem__(self, step):
+        return torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+
+
+def _pretrain(folder, stop=None):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 4)
+
+    def loss(batch):
+        if stop is not None and torch.equal(batch, _Numbers()[stop]):
+            raise KeyboardInterrupt
+        return (model(batch) - batch.flip(1)).square().mean(), {"size": float(batch.numel())}
+
+    schedule = pretraining.Schedule(30, 1e-2, warmup_steps=5, save_every=10)
+    return pretraining.train(folder, model, _Numbers(), loss, schedule, torch.device("cpu"), 0)
+
+
+def test_a_stopped_part_ends_with_the_bits_of_one_that_was_not(tmp_path):
+    whole = _pretrain(tmp_path / "whole" / "part").state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        _pretrain(tmp_path / "stopped" / "part", stop=23)
+    goes_on = _pretrain(tmp_path / "stopped" / "part").state_dict()
+    assert all(torch.equal(whole[name], goes_on[name]) for name in whole)
+    logs = [(tmp_path / name / "part" / "metrics.jsonl").read_text().splitlines() for name in ("whole", "stopped")]
+    assert len(logs[0]) == len(logs[1]) == 3
+    assert (tmp_path / "whole" / "part" / "loss.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    plan = build.Plan(output=tmp_path_factory.mktemp("nano"), **TINY)
+    return plan, build.train(plan)
+
+
+def test_all_steps_lead_to_a_model_in_every_layout(trained, tmp_path):
+    _, folder = trained
+    pipe = KiwiEditPipeline.from_pretrained(folder, torch.float32)
+    assert pipe.mllm_encoder.limits.min_pixels_per_frame == 112 * 112
+    edit = edits.draw("subject_reference", 0)
+
+    def edited(pipe):
+        generator = torch.Generator().manual_seed(0)
+        reference = edit.reference_picture()
+        video = world.render(edit.before)
+        return pipe(edit.prompt, video, reference, num_inference_steps=2, generator=generator).frames
+
+    frames = edited(pipe)
+    assert frames.shape == (9, 64, 64, 3)
+    paths = {part: tmp_path / f"{part}.safetensors" for part in ("model", "vae", "mllm", "connector")}
+    single_files.write(pipe.to_parts(), **paths)
+    again = KiwiEditPipeline.from_single_files(**paths, dtype=torch.float32)
+    assert (edited(again) == frames).all()
+
+
+def test_the_model_fits_into_sixteen_megabytes():
+    tokenizer = tokens.build()
+    numbers = sum(
+        parameter.numel()
+        for module in (autoencoder.new(), language.new(tokenizer), build.backbone.new())
+        for parameter in module.parameters()
+    )
+    assert 2 * numbers < 15_300_000  # bfloat16; beside it tokenizer, connectors and embedders
+
+
+def test_steps_that_are_done_are_not_done_again(trained):
+    plan, folder = trained
+    before = {path: path.stat().st_mtime_ns for path in plan.output.rglob("*.safetensors")}
+    assert build.train(plan) == folder
+    assert {path: path.stat().st_mtime_ns for path in plan.output.rglob("*.safetensors")} == before
+
+
+def test_a_plan_survives_its_command_line():
+    plan = build.Plan(output=Path("somewhere"), **TINY, rows=(1, 2, 3), stage_steps=(4, 5, 6))
+    assert tyro.cli(build.Plan, args=build._arguments(plan)) == plan
+
+
+def test_the_vae_is_saved_with_the_names_that_comfyui_reads(trained):
+    plan, _ = trained
+    assert "encoder.conv1.weight" in files.load_tensors(plan.output / "vae" / "vae.safetensors")
