@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Hashable, Iterator
 
@@ -69,33 +70,32 @@ def cache_data(config: Config) -> Summary:
     data, cache, _ = sources.read(config, parts, start)
     every = list(_samples(data))
     mine = every[parallel.rank :: parallel.processes]
-    media = {one for row, _, _ in mine for one in (row.source, row.target, row.reference) if one is not None}
+    media = {one for (row, _, _), _ in mine for one in (row.source, row.target, row.reference) if one is not None}
     each(cache.index.digest, sorted(media, key=lambda one: one.name))
 
-    missing = []
-    for row, shape, kind in mine:
+    alike: dict[Hashable, list[tuple]] = {}  # what can be encoded at once comes together, so that little waits
+    for (row, shape, kind), group in mine:
         paths = cache.paths(row, shape, kind)
         if paths is None or not all(map(is_whole, paths.values())):
-            missing.append((row, shape, kind))
+            alike.setdefault((kind, group), []).append((row, shape, kind))
+    missing = [sample for group in alike.values() for sample in group]
+    ends = set(itertools.accumulate(map(len, alike.values())))
     broken, made = len(data.broken), 0
     if missing:
         encoder = Encoder(model.encoders(parts, config, start), parallel.device)
         scales = reference_scales(config.reference_scales) if config.reference_scales else None
         loader = in_workers(_Missing(missing, cache.rules, parts.limits, scales), config.workers)
         bar = tqdm(loader, total=len(missing), desc="cache", unit="sample", disable=not parallel.is_main, mininterval=1)
-        waiting: dict[Hashable, list[tuple]] = {}  # what can be encoded at once
-        for (row, shape, kind), sample in zip(missing, bar):
+        waiting: list[tuple] = []
+        for done, ((row, shape, kind), sample) in enumerate(zip(missing, bar), start=1):
             if isinstance(sample, str):
                 logger.warning(sample)
                 broken += 1
-                continue
-            patches = sample.prepared.reference_patches
-            alike = kind, shape, None if patches is None else patches[0].shape
-            waiting.setdefault(alike, []).append((row, shape, sample))
-            if len(waiting[alike]) == config.batch_size:
-                made += _encode(encoder, cache, kind, waiting.pop(alike))
-        for (kind, *_), group in waiting.items():
-            made += _encode(encoder, cache, kind, group)
+            else:
+                waiting.append((row, shape, sample))
+            if waiting and (len(waiting) == config.batch_size or done in ends):
+                made += _encode(encoder, cache, kind, waiting)
+                waiting = []
     return Summary(made, len(mine) - len(missing), broken, config.cache)
 
 
@@ -107,8 +107,9 @@ def _encode(encoder: Encoder, cache: Cache, kind: str, group: list[tuple]) -> in
     return len(group)
 
 
-def _samples(data) -> Iterator[tuple]:
+def _samples(data) -> Iterator[tuple[tuple, Hashable]]:
+    """Row, shape and kind of each, and what must be equal within a batch."""
     for part in (data.training, data.validation):
         for kind, rows in part.items():
-            for row, shape in zip(rows.rows, rows.shapes):
-                yield row, shape, kind
+            for row, shape, group in zip(rows.rows, rows.shapes, rows.groups):
+                yield (row, shape, kind), group

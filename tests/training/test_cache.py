@@ -11,6 +11,7 @@ import training_data
 from safetensors.torch import load_file, save_file
 
 from kiwi_core.mllm_encoder import MLLMEncoder
+from training import cache_data as cache_step
 from training import metrics, trainer
 from training.cache import Cache, digest
 from training.cache_data import cache_data
@@ -466,3 +467,25 @@ def test_workers_hand_over_what_this_process_would_have_made(filled):
         losses.append([line["loss"] for line in metrics.read(Path(output))])
     assert losses[0] == losses[1]
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_no_more_waits_than_is_encoded_at_once(tiny_model, tmp_path, monkeypatch):
+    rows = [training_data.write_pair(tmp_path, f"clip{number}", number, (5, 9)[number % 2]) for number in range(6)]
+    config = run_on(tiny_model, training_data.write_table(tmp_path, rows), tmp_path, kinds=("video",))
+    fill, encode = cache_step.fill, cache_step._encode
+    waiting, most, sizes = [], [], []
+
+    def filled(sample, *rest):
+        waiting.append(sample)
+        most.append(len(waiting))
+        return fill(sample, *rest)
+
+    def encoded(encoder, cache, kind, group):
+        del waiting[: len(group)]
+        sizes.append(len(group))
+        return encode(encoder, cache, kind, group)
+
+    monkeypatch.setattr(cache_step, "fill", filled)
+    monkeypatch.setattr(cache_step, "_encode", encoded)
+    assert counts(config.replace(batch_size=2)) == (6, 0, 0)
+    assert sizes == [2, 1, 2, 1] and max(most) == 2 and not waiting
