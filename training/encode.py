@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from kiwi_core import mllm
 from kiwi_core import vae as vae_ops
@@ -77,7 +78,9 @@ class Encoder:
         self.model, self.device = model, torch.device(device)
         self.vae, self.mllm = model.pipe.vae, model.mllm
         self.limits = model.mllm.limits
-        self._assembled = functools.lru_cache(maxsize=50_000)(self._assemble)
+        counts = tuple(self.mllm.connector.num_queries.items())
+        self.assemble = functools.partial(assemble, self.mllm.tokenizer, counts, self.limits.tokens_per_second)
+        """See :func:`assemble`; without the model, so that worker processes can have it."""
         self._there = False
 
     def _move(self) -> None:
@@ -124,28 +127,10 @@ class Encoder:
         shown = [(encoded.source_features, encoded.source_grid)]
         if encoded.reference_features is not None:
             shown.append((encoded.reference_features, encoded.reference_grid))
-        with torch.no_grad():
-            return self.mllm(self.inputs(shown, kind, prompt))[0]
-
-    def inputs(self, shown: Sequence[tuple[torch.Tensor, torch.Tensor]], kind: str, prompt: str) -> mllm.MLLMInputs:
-        """What the language model is shown of an encoded sample.
-
-        Args:
-            shown: features and grid of the source, and of the reference if there is one.
-
-        Raises:
-            ValueError: an empty instruction, one with a reserved token, or a kind without queries.
-        """
-        inputs = self._assembled(kind, prompt, tuple(tuple(grid[0].tolist()) for _, grid in shown))
+        inputs = self.assemble(kind, prompt, tuple(tuple(grid[0].tolist()) for _, grid in shown))
         vision = tuple(replace(part, features=features) for part, (features, _) in zip(inputs.vision, shown))
-        return replace(inputs, vision=vision)
-
-    def _assemble(self, kind: str, prompt: str, grids: tuple[tuple[int, ...], ...]) -> mllm.MLLMInputs:
-        mllm.check_prompt(prompt)
-        counts = self.mllm.connector.num_queries
-        mllm.check_mode(kind, counts)
-        grids = [torch.tensor([grid]) for grid in grids]
-        return mllm.assemble(self.mllm.tokenizer, prompt, kind, counts[kind], grids, self.limits.tokens_per_second)
+        with torch.no_grad():
+            return self.mllm(replace(inputs, vision=vision))[0]
 
     def encode(self, kind: str, prompts: Sequence[str], prepared: Sequence[Prepared]) -> list[Encoded]:
         """Samples of one kind and shape at once, all with references of one size or all without."""
@@ -166,3 +151,27 @@ class Encoder:
                 encoded.context = self.context(encoded, kind, prompt)
             found.append(encoded)
         return found
+
+
+@functools.lru_cache(maxsize=2048)
+def assemble(
+    tokenizer: Tokenizer,
+    counts: tuple[tuple[str, int], ...],
+    tokens_per_second: int,
+    kind: str,
+    prompt: str,
+    grids: tuple[tuple[int, ...], ...],
+) -> mllm.MLLMInputs:
+    """What the language model is shown of a sample, without pixels and features.
+
+    Args:
+        counts: the connector's ``num_queries``. grids: of the source, and of the reference if there is one.
+
+    Raises:
+        ValueError: an empty instruction, one with a reserved token, or a kind without queries.
+    """
+    mllm.check_prompt(prompt)
+    queries = dict(counts)
+    mllm.check_mode(kind, queries)
+    grids = [torch.tensor([grid]) for grid in grids]
+    return mllm.assemble(tokenizer, prompt, kind, queries[kind], grids, tokens_per_second)

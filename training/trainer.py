@@ -193,7 +193,8 @@ class _Run:
         datasets = {
             kind: loader.Samples(
                 part.rows, part.shapes, part.groups, kind, config.batch_size, config.seed, self.rules, self.cache,
-                config.reference_scales, config.timestep_sampling == "spread", stack=batches.stack,
+                config.reference_scales, config.timestep_sampling == "spread",
+                stack=functools.partial(batches.stack, assemble=self.encoder.assemble),
                 prepare=functools.partial(prepare, limits=self.model.mllm.limits),
             )
             for kind, part in self.data.training.items()

@@ -6,17 +6,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import random_model
 import torch
 import training_data
 from safetensors.torch import load_file, save_file
 
 from kiwi_core.mllm_encoder import MLLMEncoder
+from training import batches, metrics, trainer
 from training import cache_data as cache_step
-from training import metrics, trainer
 from training.cache import Cache, digest
 from training.cache_data import cache_data
 from training.data.index import Index
 from training.data.media import Media
+from training.encode import assemble
 from training.parallel import Parallel
 
 
@@ -489,3 +491,19 @@ def test_no_more_waits_than_is_encoded_at_once(tiny_model, tmp_path, monkeypatch
     monkeypatch.setattr(cache_step, "_encode", encoded)
     assert counts(config.replace(batch_size=2)) == (6, 0, 0)
     assert sizes == [2, 1, 2, 1] and max(most) == 2 and not waiting
+
+
+def test_sequences_come_apart_as_they_were():
+    queries, sizes = (("image", 4), ("video", 6), ("ref", 8)), ((3, 4, 8), (1, 4, 4))
+    tokenizer, prompts = random_model.byte_tokenizer(), ("Make it red.", "Go on.")
+    made = [assemble(tokenizer, queries, 2, "ref", prompt, sizes) for prompt in prompts]
+    features = [torch.randn(2, 24, 8), torch.randn(2, 4, 8)]
+    apart = batches.Sequences.of(made).split("ref", [torch.tensor([size, size]) for size in sizes], features)
+    for place, (one, before) in enumerate(zip(apart, made, strict=True)):
+        assert (one.mode, one.query_slice, one.reference_slice) == ("ref", before.query_slice, before.reference_slice)
+        for name in ("input_ids", "position_ids", "query_mask", "picture_mask"):
+            assert torch.equal(getattr(one, name), getattr(before, name))
+        for number, (picture, expected) in enumerate(zip(one.vision, before.vision, strict=True)):
+            assert torch.equal(picture.token_mask, expected.token_mask)
+            assert torch.equal(picture.grid_thw, expected.grid_thw)
+            assert torch.equal(picture.features, features[number][place])

@@ -216,7 +216,7 @@ def test_noise_does_not_depend_on_the_batch():
         encoded = Encoded(latents, latents, torch.zeros(4, 8), torch.ones(1, 3), context=torch.zeros(2, 8))
         return loader.Sample(f"row{number}", "image", "Go.", 100 + number, 7000 + number, 0, 1.0, encoded)
 
-    encoder = SimpleNamespace(device=torch.device("cpu"))
+    encoder = SimpleNamespace(device=torch.device("cpu"), assemble=None)  # not asked: the context is known
     one, two = sample(0), sample(1)
     both = batches.collate(encoder, [one, two])
     for place, each in enumerate((one, two)):
