@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import signal
 import sys
@@ -105,7 +106,8 @@ class Samples(Dataset):
                 loaded.broken.append((row.id, str(error)))
             else:
                 loaded.samples.append(sample)
-        loaded.stacked = self.stack(loaded.samples)
+        with contextlib.suppress(ValueError):  # the main process stacks again and says it plainly, without a traceback
+            loaded.stacked = self.stack(loaded.samples)
         if loaded.stacked is not None:
             for sample in loaded.samples:
                 sample.encoded = None
