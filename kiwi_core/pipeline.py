@@ -260,8 +260,7 @@ class KiwiEditPipeline(DiffusionPipeline):
         height, width = self._size(frames, height, width)
         frames = geometry.resize_frames(frames, height, width)
         frames = geometry.pad_frames(frames, geometry.padded_frame_count(len(frames)))
-        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0).float() / 127.5 - 1
-        pixels = pixels.to(self._execution_device, self.vae.dtype)
+        pixels = vae_ops.pixels(frames[None]).to(self._execution_device, self.vae.dtype)
         return vae_ops.encode(self.vae, pixels, self.tile_for(height, width))
 
     def _encode_references(self, references: Sequence[Image.Image], height: int, width: int) -> torch.Tensor | None:

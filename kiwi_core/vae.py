@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
@@ -60,6 +61,11 @@ def default_tile(vae: AutoencoderKLWan, height: int, width: int) -> Tile | None:
         return None
     factor = vae.config.scale_factor_spatial
     return even_tile(height // factor, width // factor, TILE_PIXELS // factor, OVERLAP_PIXELS // factor)
+
+
+def pixels(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """uint8 ``[B, T, H, W, 3]`` to what :func:`encode` takes: float32 ``[B, 3, T, H, W]`` in -1..1."""
+    return torch.as_tensor(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 def normalize(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,8 @@ from tokenizers import Tokenizer
 from ..kiwi_core import mllm
 from ..kiwi_core.checkpoints import qwen_keys
 from ..kiwi_core.checkpoints.files import tensor_text
-from ..kiwi_core.checkpoints.single_files import CONFIG, LIMITS, TOKENIZER
+from ..kiwi_core.checkpoints.parts import LIMITS
+from ..kiwi_core.checkpoints.single_files import CONFIG, TOKENIZER
 from ..kiwi_core.connector import DualConnector
 
 _INCOMPLETE = "The language model file is incomplete ({}); download it again."

@@ -109,7 +109,7 @@ def loading(folder: Path) -> None:
 def encoding(pipeline: KiwiEditPipeline) -> None:
     """Prompt encoding against the language model's pass alone, the VAE against diffusers' own walk over the clip."""
     video = np.random.default_rng(0).integers(0, 255, (17, 128, 192, 3), dtype=np.uint8)
-    pixels = torch.from_numpy(video).permute(3, 0, 1, 2).unsqueeze(0).float() / 127.5 - 1
+    pixels = vae.pixels(video[None])
     inputs = pipeline.mllm_encoder.prepare("Make it snow.", video)
     autoencoder = pipeline.vae
     with torch.inference_mode():

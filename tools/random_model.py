@@ -8,6 +8,7 @@ writes ``released/`` (diffusers folder), ``comfyui/`` (single files in ComfyUI's
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from pathlib import Path
@@ -19,12 +20,8 @@ from kiwi_core.checkpoints import files, qwen_keys, released, single_files, trai
 from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.connector import DualConnector
 from kiwi_core.mllm import VisionLimits
+from training.nano.tokens import SPECIAL
 
-SPECIAL = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
 FILES = {
     "model": "diffusion_models/kiwi_edit_random.safetensors",
     "vae": "vae/kiwi_edit_random_vae.safetensors",
@@ -41,45 +38,6 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL))
     return tokenizer
-
-
-def qwen_config(tokenizer: Tokenizer) -> dict:
-    """Qwen2.5-VL with the published head widths (128; vision 80), so that sizes can be read from shapes."""
-    ends = {
-        f"{end}_token_id": tokenizer.token_to_id(token) for end, token in (("bos", SPECIAL[0]), ("eos", SPECIAL[2]))
-    }
-    return {
-        "model_type": "qwen2_5_vl",
-        **ends,
-        **{f"{kind}_token_id": tokenizer.token_to_id(f"<|{kind}_pad|>") for kind in ("image", "video")},
-        **{f"vision_{end}_token_id": tokenizer.token_to_id(f"<|vision_{end}|>") for end in ("start", "end")},
-        "text_config": {
-            "model_type": "qwen2_5_vl_text",
-            **ends,
-            "vocab_size": tokenizer.get_vocab_size(),
-            "hidden_size": 256,
-            "intermediate_size": 384,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 128000,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1000000.0,
-            "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [16, 24, 24]},
-            "tie_word_embeddings": True,
-        },
-        "vision_config": {
-            "model_type": "qwen2_5_vl",
-            "depth": 2,
-            "hidden_size": 160,
-            "intermediate_size": 192,
-            "num_heads": 2,
-            "out_hidden_size": 256,
-            "fullatt_block_indexes": [1],
-            "window_size": 112,
-            "tokens_per_second": 2,
-        },
-    }
 
 
 def fill(shapes, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -102,10 +60,11 @@ def random_parts(seed: int = 0, reference: bool = True, ref_pad_first: bool = Fa
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
     from kiwi_core.transformer import KiwiTransformer3DModel
+    from training import architectures
 
     generator = torch.Generator().manual_seed(seed)
     tokenizer = byte_tokenizer()
-    config = qwen_config(tokenizer)
+    config = architectures.qwen_config("tiny", tokenizer)
     transformer_config = {
         "num_attention_heads": 2, "attention_head_dim": 128, "in_channels": 16, "out_channels": 16, "text_dim": 4096,
         "freq_dim": 256, "ffn_dim": 512, "num_layers": 2,
@@ -114,7 +73,7 @@ def random_parts(seed: int = 0, reference: bool = True, ref_pad_first: bool = Fa
         transformer = KiwiTransformer3DModel(**transformer_config)
         transformer.condition_embedder.text_embedder = None
         vae = AutoencoderKLWan(base_dim=4, z_dim=16)
-        qwen = Qwen2_5_VLModel(Qwen2_5_VLConfig(**qwen_config(tokenizer)))  # it alters what it is given
+        qwen = Qwen2_5_VLModel(Qwen2_5_VLConfig(**copy.deepcopy(config)))  # it alters what it is given
         connector = DualConnector(256, 256, 4, 6, 8 if reference else 0)
     embedder = {"patch_embedding.weight": torch.empty(256, 16, 1, 2, 2), "patch_embedding.bias": torch.empty(256)}
     return Parts(

@@ -64,6 +64,7 @@ _QWEN_TINY = {
     "vision": {"depth": 2, "hidden_size": 160, "intermediate_size": 192, "num_heads": 2, "out_hidden_size": 256},
     "full_attention": [1],
 }  # fmt: skip
+_ENDS = {"bos": "<|endoftext|>", "eos": "<|im_end|>"}
 
 
 def dit_config(architecture: str) -> dict:
@@ -71,10 +72,10 @@ def dit_config(architecture: str) -> dict:
     return {"attention_head_dim": 128, "text_dim": 4096, "freq_dim": 256, **_DIT[architecture]}
 
 
-def qwen_config(architecture: str) -> dict:
-    """Qwen2.5-VL's config."""
+def qwen_config(architecture: str, tokenizer: Tokenizer | None = None) -> dict:
+    """Qwen2.5-VL's config, with the tokens and the vocabulary of a tokenizer if one is given."""
     sizes = {"tiny": _QWEN_TINY, "nano": _QWEN_NANO}.get(architecture, _QWEN_3B)
-    return {
+    config = {
         "model_type": "qwen2_5_vl",
         "text_config": {
             "model_type": "qwen2_5_vl_text", **sizes["text"], "max_position_embeddings": 128000, "rms_norm_eps": 1e-6,
@@ -86,6 +87,19 @@ def qwen_config(architecture: str) -> dict:
             "window_size": 112, "tokens_per_second": 2,
         },
     }  # fmt: skip
+    if tokenizer is not None:
+        ids = {f"{end}_token_id": tokenizer.token_to_id(token) for end, token in _ENDS.items()}
+        config["text_config"] |= ids | {"vocab_size": tokenizer.get_vocab_size()}
+        config |= ids
+        for name in ("image", "video", "vision_start", "vision_end"):
+            token = f"<|{name}|>" if name.startswith("vision") else f"<|{name}_pad|>"
+            config[f"{name}_token_id"] = tokenizer.token_to_id(token)
+    return config
+
+
+def new_vae(architecture: str) -> AutoencoderKLWan:
+    """A VAE with random weights."""
+    return AutoencoderKLWan(**_VAE[architecture])
 
 
 def new_connector(architecture: str, hidden_size: int, dit_dim: int) -> dict[str, torch.Tensor]:
@@ -111,7 +125,7 @@ def meta_parts(architecture: str) -> Parts:
     with torch.device("meta"):
         transformer = KiwiTransformer3DModel(**dit_config(architecture))
         qwen = Qwen2_5_VLModel(Qwen2_5_VLConfig(**qwen_config(architecture)))
-        vae = AutoencoderKLWan(**_VAE[architecture])
+        vae = new_vae(architecture)
         width = qwen.config.text_config.hidden_size
         dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         connector = new_connector(architecture, width, dim)

@@ -95,6 +95,12 @@ def _completed(parts: Parts, config: Config) -> Parts:
     """With what the recipe trains and the model lacks, as training starts with it."""
     variant = find_variant({name: tensor.shape for name, tensor in parts.transformer.items()})
     dim, channels = parts.source_embedder["patch_embedding.weight"].shape[:2]
+    smallest = parts.limits.min_pixels_per_frame
+    if 0 < config.mllm_max_pixels < smallest:
+        raise ValueError(
+            f"mllm_max_pixels is {config.mllm_max_pixels}; this model is shown frames of {smallest} pixels or more: "
+            "use that at least, or 0."
+        )
     changes = {"limits": dataclasses.replace(parts.limits, max_pixels_per_frame=config.mllm_max_pixels or None)}
     if config.train_ref_embedder and not parts.ref_embedder:
         changes["ref_embedder"] = architectures.new_embedder(dim, channels)

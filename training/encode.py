@@ -17,7 +17,6 @@ from .data.loader import Sample
 from .data.prepare import boxed_reference
 from .model import KiwiModel
 
-_CLIPS = ("target", "source")
 # Pixels of all frames that the VAE encodes at once, so that many small clips are one batch and large ones are not.
 _AT_ONCE = 2**22
 
@@ -104,7 +103,7 @@ class Encoder:
     def latents(self, frames: np.ndarray) -> torch.Tensor:
         """Latents ``[B, C, F, h, w]`` of uint8 frames ``[B, T, H, W, 3]``, on the device."""
         self._move()
-        pixels = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        pixels = vae_ops.pixels(frames)
         tile = vae_ops.default_tile(self.vae, *frames.shape[2:4])
         size = max(1, _AT_ONCE // frames[0, ..., 0].size)
         parts = [vae_ops.encode(self.vae, part.to(self.device, self.vae.dtype), tile) for part in pixels.split(size)]
@@ -134,7 +133,9 @@ class Encoder:
 
     def encode(self, kind: str, prompts: Sequence[str], prepared: Sequence[Prepared]) -> list[Encoded]:
         """Samples of one kind and shape at once, all with references of one size or all without."""
-        targets, sources = (self.latents(np.stack([getattr(one, name) for one in prepared])) for name in _CLIPS)
+        targets, sources = (
+            self.latents(np.stack([getattr(one, name) for one in prepared])) for name in ("target", "source")
+        )
         shown = [[one.source_patches for one in prepared]]
         boxed = [None] * len(prepared)
         if prepared[0].boxed is not None:

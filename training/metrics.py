@@ -22,8 +22,7 @@ class Metrics:
     def __init__(self, folder: Path, step: int = 0, track=None):
         self.path, self._track = folder / FILE, track
         kept = [line for line in read(folder) if line["step"] <= step] if step else []  # a new run begins anew
-        with replacing(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_lines(self.path, kept)
 
     def add(self, step: int, values: dict) -> None:
         """Values of an update, from 1 on."""
@@ -47,6 +46,12 @@ def read_lines(path: Path) -> list[dict]:
         except ValueError:
             continue
     return lines
+
+
+def write_lines(path: Path, lines: Iterable[dict]) -> None:
+    """Write a file of JSON lines, whole or not at all; before one is added to, this takes a torn end off."""
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def smooth(values: Iterable[float], weight: float = 0.95) -> list[float]:

@@ -53,9 +53,14 @@ def learning_rate(config: Config, step: int) -> float:
     """The rate of an update, from 0 on: a function of its number alone, so that nothing has to be restored."""
     if config.schedule == "official":  # torch's ConstantLR with its defaults
         return config.lr * (1 / 3 if step < 5 else 1.0)
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
+    if config.schedule == "constant" and step >= config.warmup_steps:
         return config.lr
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return cosine(config.lr, step, config.steps, config.warmup_steps)
+
+
+def cosine(lr: float, step: int, steps: int, warmup_steps: int) -> float:
+    """The rate of an update after a linear warm-up and on a cosine down to 0."""
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -215,13 +215,13 @@ def _nano() -> dict:
 @recipe
 def nano_stage1():
     """Stage 1 of the small model that is trained from nothing in a toy world, see ``training/nano``."""
-    return _stage1() | _nano() | {"max_frames": 1, "max_pixels": 64 * 64, "steps": 500}
+    return _stage1() | _nano() | {"max_frames": 1, "steps": 500}
 
 
 @recipe
 def nano_stage2():
     """Stage 2 of the small model."""
-    return _stage2(64 * 64) | _nano() | {"steps": 3000}
+    return _stage2(0) | _nano() | {"steps": 3000}
 
 
 @recipe

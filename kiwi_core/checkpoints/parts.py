@@ -14,6 +14,16 @@ from . import vae_keys
 from .lazy import Tensor
 
 Tensors = Mapping[str, Tensor]
+LIMITS = ("max_pixels_per_frame", "max_object_token", "min_pixels_per_frame")
+"""What files tell of :class:`kiwi_core.mllm.VisionLimits`; the rest is Qwen's own."""
+
+
+def stored_limits(limits: VisionLimits) -> dict[str, int | None]:
+    """The limits that a file has to tell: the smallest frame only where it is not that of all published models."""
+    values = {name: getattr(limits, name) for name in LIMITS}
+    if limits.min_pixels_per_frame == VisionLimits.min_pixels_per_frame:
+        del values["min_pixels_per_frame"]
+    return values
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from ..connector import DualConnector
 from ..mllm import VisionLimits
 from . import dit_keys, files, qwen_keys, vae_keys
-from .parts import Parts, Tensors
+from .parts import LIMITS, Parts, Tensors, stored_limits
 
 WEIGHTS = "diffusion_pytorch_model"
 _FOLDERS = ("transformer", "vae", "mllm_encoder", "processor", "source_embedder")
@@ -100,8 +100,7 @@ def read_connector(
     """Connector tensors and what the language model is shown (but for Qwen's own ``tokens_per_second``)."""
     folder = Path(folder) / "mllm_encoder"
     config = files.read_json(folder / "config.json")
-    names = ("max_pixels_per_frame", "max_object_token", "min_pixels_per_frame")
-    limits = {name: config[name] for name in names if name in config}
+    limits = {name: config[name] for name in LIMITS if name in config}
     return files.load_folder(folder, WEIGHTS, open_file), VisionLimits(**limits)
 
 
@@ -181,9 +180,8 @@ def layout(parts: Parts) -> tuple[dict[str, Tensors], dict[str, str]]:
             "_class_name": "MLLMEncoder",
             "mllm_model_path": ".",
             **DualConnector.sizes_from(parts.connector),
-            "max_object_token": parts.limits.max_object_token,
             "max_frames": 16,
-            "max_pixels_per_frame": parts.limits.max_pixels_per_frame,
+            **stored_limits(parts.limits),
         },
     }
     index = {
@@ -196,8 +194,6 @@ def layout(parts: Parts) -> tuple[dict[str, Tensors], dict[str, str]]:
         "source_embedder": ["conditional_embedder", "ConditionalEmbedder"],
         "ref_embedder": ["conditional_embedder", "ConditionalEmbedder"],
     }
-    if parts.limits.min_pixels_per_frame != VisionLimits.min_pixels_per_frame:
-        configs["mllm_encoder"]["min_pixels_per_frame"] = parts.limits.min_pixels_per_frame
     if not parts.ref_embedder:
         for part in (tensors, configs, index):
             del part["ref_embedder"]

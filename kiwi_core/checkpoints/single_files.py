@@ -14,10 +14,9 @@ from ..mllm import VisionLimits
 from ..variant import find_variant
 from . import dit_keys, files, fp8, qwen_keys, vae_keys
 from .lazy import Tensor, load
-from .parts import Parts, Tensors
+from .parts import LIMITS, Parts, Tensors, stored_limits
 
 TOKENIZER, CONFIG = "tokenizer_json", "config_json"
-LIMITS = ("max_pixels_per_frame", "max_object_token", "min_pixels_per_frame")
 
 
 def strip_prefix(tensors: Tensors) -> Tensors:
@@ -110,10 +109,7 @@ def mllm_file(tensors: Tensors, config: Mapping, tokenizer: str) -> dict[str, Te
 def connector_file(tensors: Tensors, limits: VisionLimits) -> dict[str, Tensor]:
     """A connector file with the limits of what the language model sees."""
     DualConnector.sizes_from(tensors)
-    values = {name: getattr(limits, name) or 0 for name in LIMITS}
-    if limits.min_pixels_per_frame == VisionLimits.min_pixels_per_frame:  # as all published ones
-        del values["min_pixels_per_frame"]
-    return {**tensors, **{name: torch.tensor(value) for name, value in values.items()}}
+    return {**tensors, **{name: torch.tensor(value or 0) for name, value in stored_limits(limits).items()}}
 
 
 def layout(parts: Parts) -> dict[str, dict[str, Tensor]]:

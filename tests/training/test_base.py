@@ -176,3 +176,8 @@ def test_what_a_start_adds_to_weights_without_adapters_is_in_the_whole_model_too
     merged = export.merged(parts, names.as_lora({}), start)
     name = "blocks.0.attn1.to_q.weight"
     torch.testing.assert_close(load(merged.transformer[name]), parts.transformer[name] + added)
+
+
+def test_a_frame_below_the_models_smallest_is_refused_by_the_settings_name(layouts, tmp_path):
+    with pytest.raises(ValueError, match="mllm_max_pixels is 50176; this model is shown frames of 100352"):
+        base.read(config("tiny_stage3", tmp_path, **layouts["released"], mllm_max_pixels=224 * 224))

@@ -1,5 +1,6 @@
 """The small model's parts: the VAE's whole-clip pass is the walk over chunks, every step goes on, all fits together."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,11 @@ from kiwi_core.checkpoints import files, single_files
 from kiwi_core.checkpoints.vae_keys import LATENTS_MEAN
 from kiwi_core.mllm import SYSTEM_PROMPT
 from kiwi_core.pipeline import KiwiEditPipeline
-from training.nano import autoencoder, build, edits, feed, language, pretraining, tokens, words, world
+from training import base, batches, model
+from training.data.loader import Sample
+from training.encode import Encoder
+from training.model import At
+from training.nano import ablations, autoencoder, bench, build, edits, feed, language, pretraining, tokens, words, world
 
 TINY = {
     "scale": 0.0005, "batch_size": 2, "clips": 2, "pictures": 2, "questions": 4, "workers": 0, "device": "cpu",
@@ -27,7 +32,7 @@ def vae():
 
 @pytest.fixture(scope="module")
 def clips():
-    return feed.pixels(feed.ClipFeed(2, 2, 0, 0)[1].frames, torch.device("cpu"))
+    return feed.pixels(feed.ClipFeed(2, 2, 0, 0)[1], torch.device("cpu"))
 
 
 def test_whole_clips_give_what_the_walk_over_chunks_gives(vae, clips):
@@ -171,3 +176,76 @@ def test_a_plan_survives_its_command_line():
 def test_the_vae_is_saved_with_the_names_that_comfyui_reads(trained):
     plan, _ = trained
     assert "encoder.conv1.weight" in files.load_tensors(plan.output / "vae" / "vae.safetensors")
+
+
+def test_the_ablations_are_trained_measured_and_reported_once(trained, tmp_path, monkeypatch):
+    plan, _ = trained
+    monkeypatch.setattr(ablations, "STEPS", {"stage1": 2, "stage2": 1, "stage3": 1})
+    monkeypatch.setattr(ablations, "COUNTS", {"seen": 1})
+    monkeypatch.setattr(bench, "STEPS", 1)
+    table = ablations.run(plan, seeds=(0,)).splitlines()
+    assert len(table) == 2 + len(ablations.variants())
+    folder = plan.output / "ablations"
+    made = {path.relative_to(folder).as_posix() for path in folder.glob("*/stage*")}
+    # What comes before a variant differs is trained once, for all.
+    assert {name for name in made if "reference-latents" in name} == {"without-the-reference-latents-0/stage3"}
+    assert len([name for name in made if name.endswith("stage1")]) == 2
+    steps = [files.read_json(folder / name / "config.json")["steps"] for name in made if name.startswith("all-in-one")]
+    assert steps == [(2 * 1 + 1 * 2 + 1 * 3) // 3]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert ablations.run(plan, seeds=(0,)).splitlines() == table
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+
+
+@pytest.fixture(scope="module")
+def ref_batch(trained):
+    """What an ablated model is given, and a way to build one whose embedders and connectors say something."""
+    plan, _ = trained
+    config = build.stage_config(plan, "stage3", start="")
+    parts, start = base.read(config)
+    edit = edits.draw("subject_reference", 0)
+    sample = Sample(
+        "row", "ref", edit.prompt, 500, 0, 0, 1.0, None,
+        world.render(edit.before), world.render(edit.after), edit.reference_picture(),
+    )  # fmt: skip
+
+    def build_model(model_class):
+        built = model.from_parts(parts, config, start, model_class).eval()
+        torch.manual_seed(1)
+        for name, parameter in built.named_parameters():
+            if "vae_condition" in name or "connector" in name:
+                parameter.data.normal_(std=0.1)
+        return built
+
+    return batches.collate(Encoder(build_model(model.KiwiModel), "cpu"), [sample]), build_model
+
+
+@torch.no_grad()
+def test_each_ablation_leaves_out_what_it_is_named_for(ref_batch):
+    batch, build_model = ref_batch
+    other = replace(batch, reference_latents=batch.reference_latents + 1)
+    whole, without = build_model(model.KiwiModel), build_model(ablations.WithoutReferenceLatents)
+    assert whole(batch) != whole(other)
+    assert without(batch) == without(other)
+
+    seen = whole(batch, context_only=True)
+    assert seen.shape[1] == 16 + 16
+    assert build_model(ablations.WithoutReferenceConnector)(batch, context_only=True).shape[1] == 16
+
+    words_alone = build_model(ablations.WithoutQueries)
+    before = words_alone(batch, context_only=True)
+    for each in (whole, words_alone):
+        each.mllm.connector.ref_queries.data.normal_()
+    assert torch.equal(words_alone(batch, context_only=True), before)
+    assert not torch.equal(whole(batch, context_only=True), seen)
+
+    # Far down the noise, the scaled source has all but gone; the plain one has not.
+    late = replace(batch, timestep_ids=torch.tensor([999]), context=seen)
+    gone = replace(late, source_latents=late.source_latents + 1)
+    plain = build_model(ablations.PlainSource)
+    whole = build_model(model.KiwiModel)
+    points = [At(late.noise, torch.tensor([0.001]))] * 2
+    faded, kept = (
+        (each(late, points[0]) - each(gone, points[1])).abs().mean() for each in (whole, plain)
+    )
+    assert faded < kept / 100

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from training.data.rows import read_rows
-from training.nano import bench, edits, measure, rows, words, world
+from training.nano import bench, edits, feed, language, measure, rows, tokens, words, world
 
 CATEGORIES = (*edits.CATEGORIES, *edits.REFERENCE_CATEGORIES)
 EVERY = [(category, split) for category in CATEGORIES for split in edits.SPLITS]
@@ -54,12 +54,24 @@ def test_training_never_sees_what_is_held_out(kind):
         assert not any(re.fullmatch(wording, edit.prompt) for wording in held_out)
 
 
-def test_training_rows_are_not_items_of_the_benchmark():
-    used = {item.edit.prompt + str(item.edit.before) for item in bench.items({"seen": 40})}
-    assert not any(
-        edit.prompt + str(edit.before) in used
-        for edit in (rows.row_edit("video", number, seed=0) for number in range(120))
-    )
+def test_nothing_that_is_trained_on_has_a_seed_of_the_benchmark(monkeypatch):
+    draw, drawn_with = edits.draw, []
+
+    def recorded(category, seed, split="seen", frames=world.FRAMES):
+        drawn_with.append((seed, split))
+        return draw(category, seed, split, frames)
+
+    monkeypatch.setattr(edits, "draw", recorded)
+    for number in range(20):
+        for kind in ("image", "video", "ref"):
+            rows.row_edit(kind, number, seed=0)
+    feed.ClipFeed(8, 8, 0.5, seed=0)[1]
+    language.QuestionFeed(tokens.build(), 8, seed=0)[0]
+    assert len(drawn_with) > 70
+    assert all(seed < edits.BENCH_SEEDS and split == "seen" for seed, split in drawn_with)
+    drawn_with.clear()
+    bench.items({"seen": 2, "shape": 2})
+    assert all(seed >= edits.BENCH_SEEDS for seed, _ in drawn_with)
 
 
 @pytest.mark.parametrize(("category", "split"), EVERY)

@@ -7,8 +7,6 @@ noise. ``python -m training.nano ablate`` goes on where it was stopped.
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +21,9 @@ from .. import base, batches, samples, trainer
 from .. import model as models
 from ..config import Config
 from ..data.loader import Sample
-from ..metrics import read_lines
+from ..encode import Encoder
+from ..metrics import read_lines, write_lines
 from . import bench, build, edits, measure, world
-
-logger = logging.getLogger(__name__)
 
 SEEDS = (0, 1, 2)
 STEPS = {"stage1": 150, "stage2": 700, "stage3": 500}
@@ -50,7 +47,7 @@ class WithoutReferenceLatents(models.KiwiModel):
 
 
 class WithoutQueries(models.KiwiModel):
-    """The connector reads the states of the instruction's last words; nothing is learned in the sequence."""
+    """The connector reads the states of the instruction's last words in place of the queries."""
 
     def forward(self, batch, *args, **kwargs):
         return super().forward(_with_inputs(batch, _words_alone), *args, **kwargs)
@@ -79,8 +76,8 @@ def _no_reference(inputs: MLLMInputs) -> MLLMInputs:
 def _words_alone(inputs: MLLMInputs) -> MLLMInputs:
     count = int(inputs.query_mask.sum())
     first = int(inputs.query_mask[0].nonzero()[0])
-    nothing = torch.zeros_like(inputs.query_mask)
-    return dataclasses.replace(inputs, query_mask=nothing, query_slice=slice(first - count, first))
+    # The queries stay behind those words, which do not see them, and are not read.
+    return dataclasses.replace(inputs, query_slice=slice(first - count, first))
 
 
 @dataclass(frozen=True)
@@ -92,50 +89,61 @@ class Variant:
     """What should be worse, in words."""
     categories: tuple[str, ...]
     """Where it should show."""
+    differs: str
+    """The first stage that is not as in the whole model; those before are shared with it."""
     model_class: type[models.KiwiModel] = models.KiwiModel
     stages: tuple[str, ...] = build.STAGES
     changes: dict[str, dict] = dataclasses.field(default_factory=dict)
     """By stage, fields of the config."""
 
 
-_INSTRUCTED, _REFERENCED = edits.CATEGORIES, edits.REFERENCE_CATEGORIES
-VARIANTS = (
-    Variant("everything", "-", ()),
-    Variant("without the reference connector", "references are followed less", _REFERENCED, WithoutReferenceConnector),
-    Variant("without the reference latents", "references are followed less", _REFERENCED, WithoutReferenceLatents),
-    Variant("without learnable queries", "instructions are followed less", _INSTRUCTED, WithoutQueries),
-    Variant(
-        "without pictures in training", "instructions are followed less", _INSTRUCTED,
-        changes={
-            "stage2": {"kinds": ("video",), "accumulation": 2},
-            "stage3": {"kinds": ("video", "ref"), "accumulation": 3},
-        },
-    ),
-    Variant("the source added as it is", "instructions are followed less", _INSTRUCTED, PlainSource),
-    Variant(
-        "all in one stage", "instructions and references are followed less", (*_INSTRUCTED, *_REFERENCED),
-        stages=("stage3",), changes={"stage3": {"start": "", "steps": sum(STEPS.values())}},
-    ),
-    Variant(
-        "references alone in stage 3", "instructions are followed less", _INSTRUCTED,
-        changes={"stage3": {"kinds": ("ref",), "accumulation": 3}},
-    ),
-)  # fmt: skip
+_LESS = "{} are followed less"
+_WHOLE = "everything"
+_INSTRUCTED = _LESS.format("instructions"), edits.CATEGORIES
+_REFERENCED = _LESS.format("references"), edits.REFERENCE_CATEGORIES
+_BOTH = _LESS.format("instructions and references"), bench.CATEGORIES
+
+
+def variants() -> tuple[Variant, ...]:
+    """All that are compared; each is shown as many samples."""
+    # Batches of a kind that the three stages take: one, two and three an update.
+    taken = sum(STEPS[stage] * number for number, stage in enumerate(build.STAGES, start=1))
+    return (
+        Variant(_WHOLE, "-", (), "stage1"),
+        Variant("without the reference connector", *_REFERENCED, "stage3", WithoutReferenceConnector),
+        Variant("without the reference latents", *_REFERENCED, "stage3", WithoutReferenceLatents),
+        Variant("without learnable queries", *_INSTRUCTED, "stage1", WithoutQueries),
+        Variant(
+            "without pictures after stage 1", *_INSTRUCTED, "stage2",
+            changes={
+                "stage2": {"kinds": ("video",), "accumulation": 2},
+                "stage3": {"kinds": ("video", "ref"), "accumulation": 3},
+            },
+        ),
+        Variant("the source added as it is", *_INSTRUCTED, "stage2", PlainSource),
+        Variant(
+            "all in one stage", *_BOTH, "stage3", stages=("stage3",),
+            changes={"stage3": {"start": "", "steps": taken // 3}},
+        ),
+        Variant(
+            "references alone in stage 3", *_INSTRUCTED, "stage3",
+            changes={"stage3": {"kinds": ("ref",), "accumulation": 3}},
+        ),
+    )  # fmt: skip
 
 
 def run(plan: build.Plan, seeds: Sequence[int] = SEEDS) -> str:
     """Train and measure every variant; returns the table."""
     folder = plan.output / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / bench.RESULTS
     for seed in seeds:
-        for variant in VARIANTS:
-            if not any(_is(line, variant, seed) for line in read_lines(folder / bench.RESULTS)):
-                _measure(plan, folder, variant, seed)
+        for variant in variants():
+            lines = read_lines(path)
+            if not any((line["variant"], line["seed"]) == (variant.name, seed) for line in lines):
+                found = {"variant": variant.name, "seed": seed, "success": _success(plan, variant, seed)}
+                write_lines(path, [*lines, found])
     return report(folder)
-
-
-def _is(line: dict, variant: Variant, seed: int) -> bool:
-    return line["variant"] == variant.name and line["seed"] == seed
 
 
 def config(plan: build.Plan, variant: Variant, seed: int, stage: str) -> Config:
@@ -150,38 +158,34 @@ def config(plan: build.Plan, variant: Variant, seed: int, stage: str) -> Config:
     return build.stage_config(plan, stage, **changes | variant.changes.get(stage, {}))
 
 
+def _is_own(variant: Variant, stage: str) -> bool:
+    return build.STAGES.index(stage) >= build.STAGES.index(variant.differs)
+
+
 def _output(plan: build.Plan, variant: Variant, seed: int, stage: str) -> Path:
-    """Where a stage is trained: up to where a variant differs it is that of the whole model."""
-    whole = VARIANTS[0]
-    differs = variant.stages != whole.stages or variant.model_class not in (
-        whole.model_class, WithoutReferenceConnector, WithoutReferenceLatents
-    )
-    if not differs and not any(name in variant.changes for name in build.STAGES[: build.STAGES.index(stage) + 1]):
-        on_references = variant.model_class is not whole.model_class and stage == "stage3"
-        variant = variant if on_references else whole
-    return plan.output / "ablations" / f"{variant.name.replace(' ', '-')}-{seed}" / stage
+    name = variant.name if _is_own(variant, stage) else _WHOLE
+    return plan.output / "ablations" / f"{name.replace(' ', '-')}-{seed}" / stage
 
 
-def _measure(plan: build.Plan, folder: Path, variant: Variant, seed: int) -> None:
+def _success(plan: build.Plan, variant: Variant, seed: int) -> dict[str, float]:
+    """Train a variant, as far as it is not yet, and measure it."""
     for stage in variant.stages:
         made = config(plan, variant, seed, stage)
         if not (Path(made.output) / base.EXPORTS / base.CHECKPOINT).is_file():
-            trainer.train(made, variant.model_class)
-    found = evaluate(plan, variant, seed)
-    with (folder / bench.RESULTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"variant": variant.name, "seed": seed, "success": found}) + "\n")
+            trainer.train(made, variant.model_class if _is_own(variant, stage) else models.KiwiModel)
+    return evaluate(plan, variant, seed)
 
 
 @torch.no_grad()
-def evaluate(plan: build.Plan, variant: Variant, seed: int, counts: dict[str, int] = COUNTS) -> dict[str, float]:
+def evaluate(plan: build.Plan, variant: Variant, seed: int) -> dict[str, float]:
     """Share of items on which a trained variant succeeds, by category."""
     last = config(plan, variant, seed, variant.stages[-1])
     parts, start = base.read(last.replace(start=last.output))
     model = models.from_parts(parts, last, start, variant.model_class).to(plan.torch_device).eval()
-    encoder = batches.Encoder(model, plan.torch_device)
+    encoder = Encoder(model, plan.torch_device)
     found = {}
     for category in bench.CATEGORIES:
-        chosen = bench.items(counts, [category])
+        chosen = bench.items(COUNTS, [category])
         good = 0
         for first in range(0, len(chosen), plan.batch_size):
             part = chosen[first : first + plan.batch_size]
@@ -192,7 +196,7 @@ def evaluate(plan: build.Plan, variant: Variant, seed: int, counts: dict[str, in
     return found
 
 
-def _edit(model: models.KiwiModel, encoder: batches.Encoder, chosen: Sequence[bench.Item]) -> list[np.ndarray]:
+def _edit(model: models.KiwiModel, encoder: Encoder, chosen: Sequence[bench.Item]) -> list[np.ndarray]:
     kind = "video" if chosen[0].edit.reference is None else "ref"
     given = [
         Sample(
@@ -209,15 +213,14 @@ def _edit(model: models.KiwiModel, encoder: batches.Encoder, chosen: Sequence[be
 def report(folder: Path) -> str:
     """The table in Markdown, also written into ``folder``."""
     lines = read_lines(folder / bench.RESULTS)
-    whole = VARIANTS[0].name
     columns = ("variant", *bench.CATEGORIES, "the paper says", "here")
     rows = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for variant in VARIANTS:
+    for variant in variants():
         mine = [line["success"] for line in lines if line["variant"] == variant.name]
         if not mine:
             continue
         cells = [_spread([found[category] for found in mine]) for category in bench.CATEGORIES]
-        rows.append("| " + " | ".join([variant.name, *cells, variant.claim, _verdict(lines, whole, variant)]) + " |")
+        rows.append("| " + " | ".join([variant.name, *cells, variant.claim, _verdict(lines, variant)]) + " |")
     text = "\n".join(rows) + "\n"
     with replacing(folder / bench.REPORT) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -228,12 +231,12 @@ def _spread(values: Sequence[float]) -> str:
     return f"{100 * np.mean(values):.0f}% ({100 * min(values):.0f} to {100 * max(values):.0f})"
 
 
-def _verdict(lines: list[dict], whole: str, variant: Variant) -> str:
+def _verdict(lines: list[dict], variant: Variant) -> str:
     """Whether the paper's direction is seen, seed against seed."""
     if not variant.categories:
         return "-"
     mine = {line["seed"]: line["success"] for line in lines if line["variant"] == variant.name}
-    theirs = {line["seed"]: line["success"] for line in lines if line["variant"] == whole}
+    theirs = {line["seed"]: line["success"] for line in lines if line["variant"] == _WHOLE}
     drops = [
         np.mean([theirs[seed][category] - mine[seed][category] for category in variant.categories])
         for seed in mine.keys() & theirs.keys()

@@ -13,12 +13,12 @@ from torch import nn
 
 from kiwi_core.checkpoints import vae_keys
 
-BASE_DIM = 8
+from .. import architectures
 
 
 def new() -> AutoencoderKLWan:
     """A VAE with random weights."""
-    return AutoencoderKLWan(base_dim=BASE_DIM, z_dim=16)
+    return architectures.new_vae("nano")
 
 
 class _WholeResample(nn.Module):

@@ -41,7 +41,7 @@ class Objective(nn.Module):
 
     def forward(self, clips: feed.Clips, device: torch.device) -> tuple[torch.Tensor, dict]:
         """Loss of a batch."""
-        latents = vae_ops.encode(self.vae, feed.pixels(clips.frames, device).to(self.vae.dtype)).float()
+        latents = vae_ops.encode(self.vae, feed.pixels(clips, device).to(self.vae.dtype)).float()
         ids = [self.tokenizer.encode(words.describe(scene), add_special_tokens=False).ids for scene in clips.scenes]
         padded = torch.tensor([(row + [0] * TOKENS)[:TOKENS] for row in ids], device=device)
         noise = torch.randn_like(latents)

@@ -17,14 +17,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from kiwi_core import vae as vae_ops
 from kiwi_core.atomic import replacing
 from kiwi_core.checkpoints.lazy import load
 from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.pipeline import KiwiEditPipeline
 
-from ..metrics import read_lines
-from . import edits, feed, measure, world
+from ..metrics import read_lines, write_lines
+from . import edits, measure, world
 from .edits import Edit
 
 COUNTS = {"seen": 40, "composition": 40, "wording": 20, "shape": 20, "colour": 20}
@@ -66,9 +65,7 @@ def ceiling(pipe: KiwiEditPipeline) -> System:
     """A system that knows the target and has only to put it through the VAE."""
 
     def run(item: Item) -> np.ndarray:
-        target = torch.from_numpy(world.render(item.edit.after))[None]
-        pixels = feed.pixels(target, pipe.device).to(pipe.vae.dtype)
-        return pipe._decode(vae_ops.encode(pipe.vae, pixels))
+        return pipe._decode(pipe.encode_video(world.render(item.edit.after)))
 
     return run
 
@@ -98,9 +95,10 @@ def shuffled(parts: Parts, seed: int = 0) -> Parts:
     generator = torch.Generator().manual_seed(seed)
 
     def mixed(tensors):
+        whole = {name: load(tensor) for name, tensor in tensors.items()}
         return {
-            name: load(tensor).flatten()[torch.randperm(load(tensor).numel(), generator=generator)].view(tensor.shape)
-            for name, tensor in tensors.items()
+            name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view(tensor.shape)
+            for name, tensor in whole.items()
         }
 
     names = ("transformer", "source_embedder", "ref_embedder", "mllm", "connector")
@@ -130,8 +128,7 @@ def run(folder: Path, name: str, system: System, chosen: Iterable[Item]) -> list
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RESULTS
     lines = read_lines(path)
-    with replacing(path) as temporary:  # without a line that a kill has torn
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_lines(path, lines)
     known = {line["item"]: line for line in lines if line["system"] == name}
     results = []
     with path.open("a", encoding="utf-8") as file:

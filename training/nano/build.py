@@ -2,8 +2,8 @@
 
     python -m training.nano train --output output/nano
 
-does ``vae``, ``language`` and ``rows`` (at once on a GPU), then ``backbone`` and ``cache``, ``base``, ``stage1``,
-``stage2`` and ``stage3``; each is a command of its own too. What a step has finished is not done again.
+does every step of :data:`STEPS`, on a GPU as soon as what it needs is there, on a CPU one by one; each is a command of
+its own too. What a step has finished is not done again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("stage1", "stage2", "stage3")
 BASE, ENCODERS = "base", "encoders"
-NAME = "kiwi-edit-nano"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,28 +73,29 @@ def vae(plan: Plan) -> None:
     """Train the VAE, and make the published statistics its own."""
     folder, device = plan.output / "vae", plan.torch_device
     if plan.vae_file:
-        tensors = {name: tensor.float() for name, tensor in files.load_tensors(plan.vae_file).items()}
-        files.save_tensors(tensors, folder / "vae.safetensors")
-        return
+        given = files.load_tensors(plan.vae_file)
+        return _save({name: tensor.float() for name, tensor in given.items()}, folder / "vae.safetensors")
     torch.backends.cudnn.benchmark = True  # two shapes, thousands of steps
     torch.manual_seed(plan.seed)
     objective = autoencoder.Objective(autoencoder.new(), fused=plan.fused)
     pretraining.train(
         folder, objective, feed.ClipFeed(plan.clips, plan.pictures, 0.4, plan.seed, splits=edits.SPLITS),
-        lambda clips: objective(feed.pixels(clips.frames, device), feed.mask(clips.things, device)),
+        lambda clips: objective(feed.pixels(clips, device), feed.mask(clips, device)),
         pretraining.Schedule(plan.count(plan.vae_steps), 2e-3, seed=plan.seed), device, plan.workers,
     )  # fmt: skip
     trained = objective.vae.eval().requires_grad_(False)
-    latents = []
+    latents, others = [], feed.ClipFeed(plan.clips, 0, 0, plan.seed + 1, splits=edits.SPLITS)
     for step in range(1, 16, 2):  # clips
-        clips = feed.ClipFeed(plan.clips, 0, 0, plan.seed + 1, splits=edits.SPLITS)[step]
         with torch.no_grad(), autoencoder.whole_clips(trained):
-            hidden = trained.quant_conv(trained.encoder(feed.pixels(clips.frames, device)))
+            hidden = trained.quant_conv(trained.encoder(feed.pixels(others[step], device)))
         latents.append(hidden.chunk(2, dim=1)[0].transpose(0, 1).flatten(1).cpu())
     latents = torch.cat(latents, dim=1)
     autoencoder.fold_statistics(trained.cpu(), latents.mean(dim=1), latents.std(dim=1))
-    tensors = vae_keys.vae_to_original(trained.state_dict())
-    files.save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "vae.safetensors")
+    _save(vae_keys.vae_to_original(trained.state_dict()), folder / "vae.safetensors")
+
+
+def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    files.save_tensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def load_vae(plan: Plan) -> AutoencoderKLWan:
@@ -114,8 +114,7 @@ def language_model(plan: Plan) -> None:
         lambda batch: objective(batch, device),
         pretraining.Schedule(plan.count(plan.language_steps), 2e-3, seed=plan.seed), device, plan.workers,
     )  # fmt: skip
-    tensors = qwen_keys.published(objective.model.cpu().state_dict())
-    files.save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "qwen.safetensors")
+    _save(qwen_keys.published(objective.model.state_dict()), folder / "qwen.safetensors")
 
 
 def video_model(plan: Plan) -> None:
@@ -128,8 +127,7 @@ def video_model(plan: Plan) -> None:
         lambda clips: objective(clips, device),
         pretraining.Schedule(plan.count(plan.backbone_steps), 1e-3, seed=plan.seed), device, plan.workers,
     )  # fmt: skip
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in objective.transformer.state_dict().items()}
-    files.save_tensors(tensors, folder / "transformer.safetensors")
+    _save(objective.transformer.state_dict(), folder / "transformer.safetensors")
 
 
 def base_folder(plan: Plan) -> None:
@@ -141,7 +139,7 @@ def _write_parts(plan: Plan, transformer: dict[str, torch.Tensor], folder: str) 
     tokenizer = tokens.build()
     dit_config = architectures.dit_config("nano")
     width = dit_config["num_attention_heads"] * dit_config["attention_head_dim"]
-    config = language.qwen_config(tokenizer)
+    config = architectures.qwen_config("nano", tokenizer)
     torch.manual_seed(plan.seed)
     embedder = architectures.new_embedder(width, dit_config["in_channels"])
     parts = Parts(
@@ -185,10 +183,17 @@ def stage_config(plan: Plan, stage: str, **changes) -> Config:
     return recipes.get(f"nano_{stage}").replace(**given | changes)
 
 
-def cache(plan: Plan) -> None:
-    """Encode all rows, for which the DiT need not be trained yet."""
+def encoders(plan: Plan) -> None:
+    """A model that can encode the rows, for which the DiT need not be trained yet."""
     _write_parts(plan, backbone.new().state_dict(), ENCODERS)
-    config = stage_config(plan, "stage3", start="", model=str(plan.output / ENCODERS))
+
+
+def cache(plan: Plan, kind: str) -> None:
+    """Encode all rows of a kind."""
+    config = stage_config(
+        plan, "stage3", start="", model=str(plan.output / ENCODERS), kinds=(kind,),
+        data=(str(plan.output / "rows" / f"{kind}-*-{plan.seed}" / "rows.jsonl"),),
+    )  # fmt: skip
     logger.info("%s", cache_data.cache_data(config))
 
 
@@ -197,17 +202,27 @@ def stage(plan: Plan, name: str) -> None:
     trainer.train(stage_config(plan, name))
 
 
+_CACHES = {f"cache-{kind}": kind for kind in ("image", "video", "ref")}
 STEPS: dict[str, Callable[[Plan], None]] = {
     "vae": vae,
     "language": language_model,
     "rows": write_rows,
     "backbone": video_model,
-    "cache": cache,
+    "encoders": encoders,
+    **{name: lambda plan, kind=kind: cache(plan, kind) for name, kind in _CACHES.items()},
     "base": base_folder,
     **{name: lambda plan, name=name: stage(plan, name) for name in STAGES},
 }
-_TOGETHER = (("vae", "language", "rows"), ("backbone", "cache"))
-"""What a GPU does at once: each leaves most of it idle."""
+"""In an order that can be followed."""
+_NEEDS = {
+    "backbone": ("vae",),
+    "encoders": ("vae", "language"),
+    **dict.fromkeys(_CACHES, ("encoders", "rows")),
+    "base": ("vae", "language", "backbone"),
+    "stage1": ("base", *_CACHES),
+    "stage2": ("stage1",),
+    "stage3": ("stage2",),
+}
 
 
 def do(plan: Plan, name: str) -> None:
@@ -233,19 +248,31 @@ def _done(plan: Plan) -> dict[str, dict]:
 def train(plan: Plan) -> Path:
     """All steps; returns the released folder of the trained model."""
     if plan.torch_device.type == "cuda":
-        for together in _TOGETHER:
-            _at_once(plan, [name for name in together if name not in _done(plan)])
+        _at_once(plan)
     for name in STEPS:
         do(plan, name)
     return plan.output / "stage3" / base.EXPORTS / "diffusers"
 
 
-def _at_once(plan: Plan, names: list[str]) -> None:
+def _at_once(plan: Plan) -> None:
+    """Every step in a process of its own, as soon as it can begin: each leaves most of a GPU idle."""
     command = [sys.executable, "-m", "training.nano"]
-    running = [subprocess.Popen([*command, name, *_arguments(plan)]) for name in names]  # noqa: S603
-    for name, process in zip(names, running):
-        if process.wait():
-            raise RuntimeError(f"The step {name} failed; its message is above. The same command goes on.")
+    running: dict[str, subprocess.Popen] = {}
+    failed = ""
+    while True:
+        for name, process in list(running.items()):
+            if process.poll() is not None:
+                failed = failed or (name if running.pop(name).returncode else "")
+        done = _done(plan)
+        for name in STEPS:
+            ready = name not in done and name not in running and done.keys() >= set(_NEEDS.get(name, ()))
+            if ready and not failed:
+                running[name] = subprocess.Popen([*command, name, *_arguments(plan)])  # noqa: S603
+        if not running:  # none is left behind
+            break
+        time.sleep(0.5)
+    if failed:
+        raise RuntimeError(f"The step {failed} failed; its message is above. The same command goes on.")
 
 
 def _arguments(plan: Plan) -> list[str]:

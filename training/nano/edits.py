@@ -29,7 +29,7 @@ _GROUNDS = tuple(world.GROUNDS)
 HELD_OUT_THINGS = frozenset(
     (colour, shape) for i, colour in enumerate(_COLOURS) for j, shape in enumerate(_SHAPES) if (3 * i + j) % 7 == 0
 )
-"""Colours with shapes that training never sees together, each colour once."""
+"""Colours with shapes that training never sees together, at most one of each colour."""
 HELD_OUT_GROUNDS = frozenset((colour, world.PATTERNS[1 + i % 4]) for i, colour in enumerate(_GROUNDS))
 HELD_OUT_STYLES = frozenset((style, _GROUNDS[(i + 1) % 6]) for i, style in enumerate(world.STYLES))
 """Styles with colours of grounds that training never sees together."""
@@ -106,14 +106,9 @@ def _pairs(split: str, wanted: bool) -> tuple[tuple[str, str], ...]:
     return _THINGS
 
 
-def _ground(rng: np.random.Generator, pairs=_PAIRS) -> Ground:
-    colour, pattern = _choose(rng, pairs)
-    return Ground(colour, pattern, tuple(float(side) for side in rng.uniform(0, 32, 2)))
-
-
-def random_scene(rng: np.random.Generator, frames: int, split: str = "seen", most: int = 3, pairs=_PAIRS) -> Scene:
+def random_scene(rng: np.random.Generator, frames: int, split: str = "seen", most: int = 3) -> Scene:
     """A scene of up to ``most`` things, no two of one colour or shape; the split shows in the first of them."""
-    ground = _ground(rng, pairs)
+    ground = Ground(*_choose(rng, _PAIRS), tuple(float(side) for side in rng.uniform(0, 32, 2)))
     pan = tuple(float(side) for side in rng.choice([-0.6, -0.3, 0.0, 0.3, 0.6], 2))
     scene = Scene(ground, (), pan, frames)
     for number in range(int(rng.integers(1, most + 1))):
@@ -178,7 +173,8 @@ def _named(rng: np.random.Generator, thing: Thing, split: str) -> str:
     return _choose(rng, names)
 
 
-def _replaced(scene: Scene, place: int, thing: Thing | None) -> Scene:
+def replaced(scene: Scene, place: int, thing: Thing | None) -> Scene:
+    """With another thing in the place of one, or without it."""
     things = list(scene.things)
     things[place : place + 1] = [] if thing is None else [thing]
     return dataclasses.replace(scene, things=tuple(things))
@@ -232,14 +228,14 @@ def _change(rng, split: str, frames: int) -> Edit:
     prompt = _say(
         rng, split, task, thing=_named(rng, old, split), colour=colour, shape=shape, new=words.name_thing(new)
     )
-    return Edit("local_change", split, task, prompt, scene, _replaced(scene, place, new), place)
+    return Edit("local_change", split, task, prompt, scene, replaced(scene, place, new), place)
 
 
 def _remove(rng, split: str, frames: int) -> Edit:
     scene = random_scene(rng, frames, split)
     place = 0 if split in ("composition", "shape", "colour") else int(rng.integers(len(scene.things)))
     prompt = _say(rng, split, "remove", thing=_named(rng, scene.things[place], split))
-    return Edit("local_remove", split, "remove", prompt, scene, _replaced(scene, place, None), place)
+    return Edit("local_remove", split, "remove", prompt, scene, replaced(scene, place, None), place)
 
 
 def _placed(rng, scene: Scene, pairs) -> tuple[str, Thing]:
@@ -274,7 +270,7 @@ def _subject_reference(rng, split: str, frames: int) -> Edit:
         colour, shape = _choose(rng, options)
         new = dataclasses.replace(old, colour=colour, shape=shape, texture=_choose(rng, world.TEXTURES))
         prompt = _say(rng, split, "reference_replace", thing=_named(rng, old, "seen"))
-        task, after = "reference_replace", _replaced(scene, place, new)
+        task, after = "reference_replace", replaced(scene, place, new)
     else:
         scene = random_scene(rng, frames, most=2)
         where, new = _placed(rng, scene, pairs)

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..data.prepare import boxed_reference
+from kiwi_core import vae as vae_ops
+
+from ..data.prepare import REFERENCE_SCALES, boxed_reference
 from ..data.stream import derive
 from . import edits, world
-
-_SEEDS = edits.BENCH_SEEDS
 
 
 def training_seed(*parts: object) -> int:
     """A seed that nano-bench does not use."""
-    return derive(*parts) % _SEEDS
+    return derive(*parts) % edits.BENCH_SEEDS
 
 
 def random_edit(seed: int, frames: int, splits: Sequence[str] = ("seen",)) -> edits.Edit:
@@ -60,28 +60,23 @@ class ClipFeed(Dataset):
         made: list[tuple[np.ndarray, np.ndarray, world.Scene]] = []
         while len(made) < count:
             seed = training_seed("clips", self.seed, step, len(made))
+            rng = np.random.default_rng(seed)
             edit = random_edit(seed, length, self.splits)
             for scene in (edit.before, edit.after):
-                made.append((world.render(scene), _cover(scene), scene))
-            if length == 1 and edit.reference is not None and np.random.default_rng(seed).random() < self.references:
-                scale = float(np.random.default_rng(seed).uniform(0.7, 1))
+                made.append((world.render(scene), np.rint(world.cover(scene) * 255).astype(np.uint8), scene))
+            if length == 1 and edit.reference is not None and rng.random() < self.references:
+                scale = float(rng.uniform(*REFERENCE_SCALES))
                 shown = boxed_reference(edit.reference_picture(), world.SIZE, world.SIZE, scale)[None]
                 made.append((shown, np.full(shown.shape[:3], 255, np.uint8), edit.after))
         frames, covers, scenes = zip(*made[:count])
         return Clips(torch.from_numpy(np.stack(frames)), torch.from_numpy(np.stack(covers)), list(scenes))
 
 
-def _cover(scene: world.Scene) -> np.ndarray:
-    covers = [world.covered(thing, scene) for thing in scene.things]
-    whole = np.max(covers, axis=0) if covers else np.zeros((scene.frames, world.SIZE, world.SIZE))
-    return np.rint(whole * 255).astype(np.uint8)
+def pixels(clips: Clips, device: torch.device) -> torch.Tensor:
+    """Frames of a batch, ``[B, 3, T, H, W]`` in -1..1."""
+    return vae_ops.pixels(clips.frames.to(device))
 
 
-def pixels(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 ``[B, T, H, W, 3]`` to ``[B, 3, T, H, W]`` in -1..1."""
-    return frames.to(device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-
-
-def mask(things: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 ``[B, T, H, W]`` to ``[B, 1, T, H, W]`` in 0..1."""
-    return things.to(device).unsqueeze(1).float() / 255
+def mask(clips: Clips, device: torch.device) -> torch.Tensor:
+    """Where things are, ``[B, 1, T, H, W]`` in 0..1."""
+    return clips.things.to(device).unsqueeze(1).float() / 255

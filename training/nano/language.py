@@ -15,30 +15,19 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 from kiwi_core import mllm
 
 from .. import architectures
-from . import edits, feed, tokens, words, world
+from . import edits, feed, words, world
 
 _QUESTIONS = {"picture": "Describe the picture.", "video": "Describe the video."}
 LENGTHS = (1, 1, 1, 5)
 """Frames of the clips that it is shown."""
 PORTRAITS, SCENES = 0.4, 0.15
 """Shares of questions about a reference alone, and about a whole scene; all others are instructions."""
-
-
-def qwen_config(tokenizer: Tokenizer) -> dict:
-    """Qwen2.5-VL's config for this tokenizer."""
-    config = architectures.qwen_config("nano")
-    begin, _, end, *_ = tokens.SPECIAL
-    ends = {"bos_token_id": tokenizer.token_to_id(begin), "eos_token_id": tokenizer.token_to_id(end)}
-    config |= ends
-    config["text_config"] |= ends | {"vocab_size": tokenizer.get_vocab_size()}
-    config |= {f"{kind}_token_id": tokenizer.token_to_id(f"<|{kind}_pad|>") for kind in ("image", "video")}
-    config |= {f"vision_{end}_token_id": tokenizer.token_to_id(f"<|vision_{end}|>") for end in ("start", "end")}
-    return config
+_ANSWERS = "<|im_start|>assistant\n"
 
 
 def new(tokenizer: Tokenizer) -> Qwen2_5_VLModel:
     """A model with random weights."""
-    return Qwen2_5_VLModel(Qwen2_5_VLConfig(**qwen_config(tokenizer)))
+    return Qwen2_5_VLModel(Qwen2_5_VLConfig(**architectures.qwen_config("nano", tokenizer)))
 
 
 @dataclass
@@ -61,15 +50,14 @@ class QuestionFeed(Dataset):
     """Clips with questions: what is to be seen, and what will be after an instruction."""
 
     def __init__(self, tokenizer: Tokenizer, size: int, seed: int):
-        self.text, self.size, self.seed = tokenizer.to_str(), size, seed
+        self.tokenizer, self.size, self.seed = tokenizer, size, seed
         self.limits = architectures.limits("nano")
 
     def __getitem__(self, step: int) -> Batch:
-        tokenizer = Tokenizer.from_str(self.text)
         rows, pixels, grids = [], [], []
         for number in range(self.size):
             seed = feed.training_seed("language", self.seed, step, number)
-            row, pictures = self._question(tokenizer, seed)
+            row, pictures = self._question(seed)
             rows.append(row)
             for patches, grid in pictures:
                 pixels.append(patches)
@@ -81,7 +69,7 @@ class QuestionFeed(Dataset):
         )
         return Batch(ids, positions.transpose(0, 1), labels, torch.cat(pixels), torch.cat(grids))
 
-    def _question(self, tokenizer: Tokenizer, seed: int):
+    def _question(self, seed: int):
         rng = np.random.default_rng(seed)
         frames, question = int(rng.choice(LENGTHS)), rng.random()
         category = edits.REFERENCE_CATEGORIES[int(rng.random() < 0.25)] if question < PORTRAITS else None
@@ -101,17 +89,14 @@ class QuestionFeed(Dataset):
             if reference is not None:
                 pictures.append(mllm.patchify_reference(reference, self.limits))
         grids = [grid for _, grid in pictures]
-        text = mllm.chat_text(prompt, mode, 0, [int(grid.prod()) // mllm.MERGE_SIZE**2 for grid in grids])
-        asked = tokenizer.encode(text + "<|im_start|>assistant\n", add_special_tokens=False).ids
-        said = tokenizer.encode(answer + "<|im_end|>", add_special_tokens=False).ids
-        ids = torch.tensor(asked + said)
+        asked = mllm.assemble(self.tokenizer, prompt, mode, 0, grids, self.limits.tokens_per_second)
+        said = [self.tokenizer.encode(text, add_special_tokens=False).ids for text in (_ANSWERS, f"{answer}<|im_end|>")]
+        ids = torch.cat([asked.input_ids[0], torch.tensor(said[0] + said[1])])
         labels = torch.full_like(ids, -100)
-        labels[len(asked) - 1 : -1] = ids[len(asked) :]
-        kinds = [tokenizer.token_to_id(f"<|{kind}_pad|>") for kind in ("image", "video")]
-        slots = sum(ids == kind for kind in kinds).nonzero().flatten()
-        sizes = [int(grid.prod()) // mllm.MERGE_SIZE**2 for grid in grids]
-        starts = [(int(part[0]), grid) for part, grid in zip(slots.split(sizes), grids)]
-        positions = mllm.mrope_positions(starts, len(ids), self.limits.tokens_per_second)[:, 0]
+        labels[-len(said[1]) - 1 : -1] = ids[-len(said[1]) :]
+        # Text goes on counting from the highest position.
+        following = torch.arange(len(said[0]) + len(said[1])) + int(asked.position_ids.max()) + 1
+        positions = torch.cat([asked.position_ids[:, 0], following.expand(3, -1)], dim=1)
         return (ids, positions, labels), pictures
 
 

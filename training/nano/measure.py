@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import world
-from .edits import Edit
+from .edits import Edit, replaced
 from .world import Ground, Scene
 
 MIN_FRAMES = 0.75
@@ -85,7 +85,7 @@ def region_of(edit: Edit) -> np.ndarray:
     if edit.category == "global_style":
         return np.ones((edit.after.frames, world.SIZE, world.SIZE), bool)
     if edit.thing is None:
-        return ~_widened(_cover(edit.after) > 0.02, 1)
+        return ~_widened(world.cover(edit.after) > 0.02, 1)
     return _widened(_changed(edit) > 0.02, _MARGIN)
 
 
@@ -94,7 +94,7 @@ def kept_of(edit: Edit) -> np.ndarray:
     if edit.category == "global_style":
         return np.ones((edit.after.frames, world.SIZE, world.SIZE), bool)
     if edit.thing is None:
-        return _cover(edit.after) > 0.95
+        return world.cover(edit.after) > 0.95
     return ~_widened(_changed(edit) > 0.02, 2 * _MARGIN)
 
 
@@ -117,25 +117,14 @@ def alternatives(edit: Edit) -> Iterator[tuple[str, Scene]]:
         scene, place = edit.before, edit.thing
     else:
         scene, place = after, edit.thing
-        yield "removed", _with(scene, place, None)
+        yield "removed", replaced(scene, place, None)
     thing = scene.things[place]
     for colour in world.COLOURS:
         if colour != thing.colour:
-            yield f"colour {colour}", _with(scene, place, dataclasses.replace(thing, colour=colour))
+            yield f"colour {colour}", replaced(scene, place, dataclasses.replace(thing, colour=colour))
     for shape in world.SHAPES:
         if shape != thing.shape:
-            yield f"shape {shape}", _with(scene, place, dataclasses.replace(thing, shape=shape))
-
-
-def _with(scene: Scene, place: int, thing: world.Thing | None) -> Scene:
-    things = list(scene.things)
-    things[place : place + 1] = [] if thing is None else [thing]
-    return dataclasses.replace(scene, things=tuple(things))
-
-
-def _cover(scene: Scene) -> np.ndarray:
-    covers = [world.covered(thing, scene) for thing in scene.things]
-    return np.max(covers, axis=0)
+            yield f"shape {shape}", replaced(scene, place, dataclasses.replace(thing, shape=shape))
 
 
 def _changed(edit: Edit) -> np.ndarray:

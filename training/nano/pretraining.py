@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,9 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .. import checkpoint, metrics, optimizer_state
+from .. import checkpoint, metrics, optimizer_state, optimizers
 from ..data.loader import in_workers
 from ..data.stream import derive
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,21 +32,7 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """Learning rate of an update, from 0 on."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-class _From(torch.utils.data.Sampler):
-    def __init__(self, first: int, stop: int):
-        self._steps = range(first, stop)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._steps)
-
-    def __len__(self) -> int:
-        return len(self._steps)
+        return optimizers.cosine(self.lr, step, self.steps, self.warmup_steps)
 
 
 def train(
@@ -84,15 +67,14 @@ def train(
         )
     folder.mkdir(parents=True, exist_ok=True)
     log = metrics.Metrics(folder, step)
-    loader = in_workers(batches, workers, sampler=_From(step, schedule.steps))
+    loader = in_workers(batches, workers, sampler=range(step, schedule.steps))
     model.train()
     bar = tqdm(
         loader, initial=step, total=schedule.steps, desc=folder.name, unit="step", dynamic_ncols=True, mininterval=1
     )
     for batch in bar:
         started = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
+        optimizers.set_rate(optimizer, schedule.rate(step))
         torch.manual_seed(derive(schedule.seed, folder.name, step))
         value, numbers = loss(batch)
         value.backward()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .world import SIZE, Ground, Scene, Thing
+
+if TYPE_CHECKING:
+    from .edits import Edit
 
 PLACES = {
     "top left": (18, 18), "top right": (46, 18), "bottom left": (18, 46), "bottom right": (46, 46), "middle": (32, 32),
@@ -177,8 +181,8 @@ def describe(scene: Scene) -> str:
     return f"{text}, {scene.style}" if scene.style else text
 
 
-def outcome(edit) -> str:
-    """What an instruction asks for, with the things it means by their names: an :class:`edits.Edit` in few words."""
+def outcome(edit: Edit) -> str:
+    """What an instruction asks for in few words, with the things it means by their names."""
     if edit.category == "global_style":
         return edit.after.style
     if edit.thing is None:

@@ -5,6 +5,7 @@ A :class:`Scene` is a few numbers and words; :func:`render` gives its pixels, ex
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +100,7 @@ class Scene:
         return np.arange(self.frames) - (self.frames - 1) / 2
 
 
+@functools.cache
 def contrast(thing: str, ground: str) -> bool:
     """Whether a shape of this colour stands out from this ground, its darker tone included."""
     shape, back = np.array(COLOURS[thing], float), np.array(GROUNDS[ground], float)
@@ -124,6 +126,12 @@ def covered(thing: Thing, scene: Scene) -> np.ndarray:
     window = _window(thing, scene.times)
     whole[:, window[0], window[1]] = _painted(thing, scene.times, window)[0]
     return whole
+
+
+def cover(scene: Scene) -> np.ndarray:
+    """Share of each pixel that any thing covers: ``[T, 64, 64]``, 0 to 1."""
+    nothing = np.zeros((scene.frames, SIZE, SIZE))
+    return np.max([nothing, *(covered(thing, scene) for thing in scene.things)], axis=0)
 
 
 def portrait(thing: Thing, size: int = REFERENCE_SIZE) -> np.ndarray:
