@@ -4,9 +4,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import demo
 import numpy as np
 import random_model
+import sample_graph
 import torch
 from PIL import Image
 
@@ -26,17 +26,18 @@ def place(base: Path) -> None:
         shutil.copytree(Path(folder) / "released", models / "diffusers" / MODEL, dirs_exist_ok=True)
     files.save_tensors(_lora(), models / "loras" / "kiwi_edit_style.safetensors")
 
-    clip = demo.draw_clip()
+    clip = sample_graph.draw_clip()
     small, there_and_back = clip[:FRAMES, ::2, ::2], [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
     (inputs / "clips").mkdir(parents=True, exist_ok=True)
-    media.save_video(inputs / "clip.mp4", small, demo.RATE)
+    media.save_video(inputs / "clip.mp4", small, sample_graph.RATE)
     for name, frames in {"first": small, "second": small[::-1]}.items():
-        media.save_video(inputs / "clips" / f"{name}.mp4", frames, demo.RATE)
+        media.save_video(inputs / "clips" / f"{name}.mp4", frames, sample_graph.RATE)
     long = [clip[there_and_back[index % len(there_and_back)], ::2, ::2] for index in range(LONG_FRAMES)]
-    media.save_video(inputs / "long_clip.mp4", np.stack(long), demo.RATE)
+    media.save_video(inputs / "long_clip.mp4", np.stack(long), sample_graph.RATE)
     # The ball is all that is red.
     red = (small[..., 0].astype(int) - small[..., 2] > 100) & (small[..., 1] < 100)
-    media.save_video(inputs / "mask.mp4", np.repeat(255 * red[..., None].astype(np.uint8), 3, axis=-1), demo.RATE)
+    mask = np.repeat(255 * red[..., None].astype(np.uint8), 3, axis=-1)
+    media.save_video(inputs / "mask.mp4", mask, sample_graph.RATE)
     pictures = {"picture": clip[0], "reference": clip[16, 8:104, 80:176], "background": clip[32, :, ::-1]}
     for name, picture in pictures.items():
         image = Image.fromarray(picture)

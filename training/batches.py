@@ -21,6 +21,7 @@ def encode(encoder: Encoder, samples: Sequence[Sample]) -> None:
             prepared = sample.prepared or prepare(sample, encoder.limits)
             (sample.encoded,) = encoder.encode(sample.kind, [sample.prompt], [prepared])
             sample.source = sample.target = sample.reference = sample.prepared = None
+        sample.encoded = sample.encoded.to(encoder.device)  # a cache's are on the CPU
 
 
 @dataclass

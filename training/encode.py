@@ -41,6 +41,16 @@ class Encoded:
     """``[N, dim]``, where neither language model nor connector is trained."""
 
 
+    def to(self, device: torch.device) -> Encoded:
+        """On a device; the grids, which are read there, stay on the CPU."""
+        moved = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor) and not name.endswith("grid")
+        }
+        return replace(self, **moved)
+
+
 @dataclass
 class Prepared:
     """A sample's pixels as the frozen parts take them; all that a worker process can do."""

@@ -2,8 +2,8 @@
 
 import importlib
 
-import demo
 import pytest
+import sample_graph
 
 from kiwi_core import media
 
@@ -15,7 +15,7 @@ def ready(server):
     folder = server.base_dir / "input" / "batch"
     folder.mkdir()
     for number, name in enumerate(NAMES):
-        media.save_video(folder / name, demo.draw_clip()[number : number + 3 + number, ::4, ::4], 12)
+        media.save_video(folder / name, sample_graph.draw_clip()[number : number + 3 + number, ::4, ::4], 12)
     (folder / "notes.txt").write_text("no clip")
     (folder / ".hidden.mp4").write_text("no clip")
     return server
@@ -85,7 +85,7 @@ def test_a_clip_that_changed_is_read_again(ready):
     ready.run(graph(1), follow)
     assert "clip" in cached
     cached.clear()
-    media.save_video(path, demo.draw_clip()[:7, ::4, ::4], 12)
+    media.save_video(path, sample_graph.draw_clip()[:7, ::4, ::4], 12)
     (saved,) = ready.output_files(ready.run(graph(1), follow))
     assert "clip" not in cached
     assert len(media.load_video(saved).frames) == 7
@@ -99,7 +99,7 @@ def test_folders_outside_of_comfyui_are_refused(ready, folder):
 
 
 def test_a_linked_folder_and_an_absolute_path_inside_are_taken(ready, tmp_path):
-    media.save_video(tmp_path / "elsewhere.mp4", demo.draw_clip()[:2, ::4, ::4], 12)
+    media.save_video(tmp_path / "elsewhere.mp4", sample_graph.draw_clip()[:2, ::4, ::4], 12)
     link = ready.base_dir / "input" / "linked"
     link.symlink_to(tmp_path, target_is_directory=True)
     for folder in ("linked", str(link), " linked/ "):

@@ -5,10 +5,10 @@ import shutil
 
 import comfy.model_management
 import comfyui
-import demo
 import numpy as np
 import pytest
 import random_model
+import sample_graph
 import torch
 
 from kiwi_core import media
@@ -21,8 +21,8 @@ def ready(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cancel")
     random_model.write(folder)
     shutil.copytree(folder / "released", server.models_dir / "diffusers" / "random", dirs_exist_ok=True)
-    media.save_video(folder / "small_clip.mp4", demo.draw_clip()[:6, ::2, ::2], 12)
-    media.save_video(folder / "cancel_clip.mp4", np.tile(demo.draw_clip()[:17], (1, 2, 2, 1)), 12)
+    media.save_video(folder / "small_clip.mp4", sample_graph.draw_clip()[:6, ::2, ::2], 12)
+    media.save_video(folder / "cancel_clip.mp4", np.tile(sample_graph.draw_clip()[:17], (1, 2, 2, 1)), 12)
     for path in folder.glob("*_clip.mp4"):
         server.put_input(path)
     return server

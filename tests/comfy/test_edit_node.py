@@ -3,10 +3,10 @@
 import importlib
 import shutil
 
-import demo
 import numpy as np
 import pytest
 import random_model
+import sample_graph
 from PIL import Image
 
 from kiwi_core import media
@@ -19,8 +19,8 @@ def ready(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("edit")
     random_model.write(folder)
     shutil.copytree(folder / "released", server.models_dir / "diffusers" / "random", dirs_exist_ok=True)
-    media.save_video(folder / "edit_clip.mp4", demo.draw_clip()[:FRAMES, ::2, ::2], 12)
-    Image.fromarray(demo.draw_clip()[20, ::3, ::3]).save(folder / "edit_reference.png")
+    media.save_video(folder / "edit_clip.mp4", sample_graph.draw_clip()[:FRAMES, ::2, ::2], 12)
+    Image.fromarray(sample_graph.draw_clip()[20, ::3, ::3]).save(folder / "edit_reference.png")
     mask = Image.new("RGB", (96, 64))
     mask.paste((255, 255, 255), (16, 16, 80, 48))
     mask.save(folder / "edit_mask.png")

@@ -2,10 +2,10 @@
 
 import shutil
 
-import demo
 import numpy as np
 import pytest
 import random_model
+import sample_graph
 import torch
 from comfy_api.latest import InputImpl
 from PIL import Image
@@ -31,15 +31,15 @@ def graph(server, models, tmp_path_factory):
     shutil.copytree(models / "comfyui", server.models_dir, dirs_exist_ok=True)
     shutil.copytree(models / "released", server.models_dir / "diffusers" / "random", dirs_exist_ok=True)
     folder = tmp_path_factory.mktemp("input")
-    media.save_video(folder / "clip.mp4", demo.draw_clip()[:FRAMES, ::2, ::2], 12)
-    Image.fromarray(demo.draw_clip()[20, ::3, ::3]).save(folder / "reference.png")
+    media.save_video(folder / "clip.mp4", sample_graph.draw_clip()[:FRAMES, ::2, ::2], 12)
+    Image.fromarray(sample_graph.draw_clip()[20, ::3, ::3]).save(folder / "reference.png")
     inputs = {path.name: server.put_input(path) for path in folder.iterdir()}
 
     class Graph:
         clip, picture = folder / "clip.mp4", folder / "reference.png"
 
         def prompt(self, name):
-            prompt = demo.workflow(name, {"steps": STEPS, "seed": SEED, "prompt": PROMPT})
+            prompt = sample_graph.workflow(name, {"steps": STEPS, "seed": SEED, "prompt": PROMPT})
             for node in prompt.values():
                 if node["class_type"] == "LoadVideo":
                     node["inputs"]["file"] = inputs["clip.mp4"]

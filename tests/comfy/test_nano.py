@@ -1,6 +1,5 @@
 """The small model that comes with the pack really edits, in ComfyUI as in the library."""
 
-import av
 import comfyui
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ import torch
 from PIL import Image
 
 from kiwi_core import KiwiEditPipeline
-from training.nano import bench, measure, world
+from training.nano import bench, measure, rows, world
 
 NAME = "kiwi-edit-nano"
 FOLDER = comfyui.REPO / "models" / "diffusers" / NAME
@@ -22,16 +21,6 @@ def fixed_items():
     """64 items of all categories: five of a split that training knows, and of one that it does not."""
     chosen = bench.items({"seen": 5, "composition": 5})
     return chosen[:64]
-
-
-def save_exactly(path, frames):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=12)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "bgr0"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="bgr0")))
-        container.mux(stream.encode())
-    return path
 
 
 def graph(server, items, folder):
@@ -48,7 +37,9 @@ def graph(server, items, folder):
 
     vae = ["vae", 0]
     for number, item in enumerate(items):
-        clip = server.put_input(save_exactly(folder / f"nano{number}.mkv", world.render(item.edit.before)))
+        path = folder / f"nano{number}.mkv"
+        rows.save_exactly(path, world.render(item.edit.before))
+        clip = server.put_input(path)
         video = add(f"video{number}", "LoadVideo", file=clip)
         frames = add(f"frames{number}", "KiwiEditPrepareVideo", video=video, max_pixels=4096, max_frames=9, multiple=32)
         said = {"prompt": item.edit.prompt, "mllm_references": "first", "window_frames": 0, "source": [frames[0], 1]}

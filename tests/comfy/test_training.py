@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import comfyui
-import demo
 import edit_graph
 import pytest
 import random_model
+import sample_graph
 import torch
 import training_data
 from edit_graph import node
@@ -85,8 +85,8 @@ def test_the_file_says_where_it_comes_from(style):
 
 
 def test_the_lora_workflow_runs_with_it(server, style, tmp_path):
-    clip = media.save_video(tmp_path / "style_clip.mp4", demo.draw_clip()[:5, ::2, ::2], 12)
-    prompt = demo.workflow("lora_style", {"steps": 2, "lora_name": STYLE, "model_name": "style_base/"})
+    clip = media.save_video(tmp_path / "style_clip.mp4", sample_graph.draw_clip()[:5, ::2, ::2], 12)
+    prompt = sample_graph.workflow("lora_style", {"steps": 2, "lora_name": STYLE, "model_name": "style_base/"})
     for each in prompt.values():
         if each["class_type"] == "LoadVideo":
             each["inputs"]["file"] = server.put_input(clip)

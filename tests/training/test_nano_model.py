@@ -203,11 +203,6 @@ def ref_batch(trained):
     plan, _ = trained
     config = build.stage_config(plan, "stage3", start="")
     parts, start = base.read(config)
-    edit = edits.draw("subject_reference", 0)
-    sample = Sample(
-        "row", "ref", edit.prompt, 500, 0, 0, 1.0, None,
-        world.render(edit.before), world.render(edit.after), edit.reference_picture(),
-    )  # fmt: skip
 
     def build_model(model_class):
         built = model.from_parts(parts, config, start, model_class).eval()
@@ -217,7 +212,31 @@ def ref_batch(trained):
                 parameter.data.normal_(std=0.1)
         return built
 
+    sample = sample_of("subject_reference", 0)
     return batches.collate(Encoder(build_model(model.KiwiModel), "cpu"), [sample]), build_model
+
+
+def sample_of(category, seed):
+    edit = edits.draw(category, seed)
+    return Sample(
+        "row", "ref" if edit.reference else "video", edit.prompt, 500, seed, 0, 1.0, None,
+        world.render(edit.before), world.render(edit.after), edit.reference_picture(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")])])  # fmt: skip
+def test_samples_of_a_cache_and_new_ones_make_one_batch(ref_batch, device):
+    _, build_model = ref_batch
+    encoder = Encoder(build_model(model.KiwiModel), device)
+    new = batches.collate(encoder, [sample_of("subject_reference", seed) for seed in range(2)])
+    mixed = [sample_of("subject_reference", seed) for seed in range(2)]
+    batches.encode(encoder, mixed[:1])
+    mixed[0].encoded = mixed[0].encoded.to(torch.device("cpu"))
+    mixed = batches.collate(encoder, mixed)
+    for name in ("latents", "source_latents", "reference_latents", "noise"):
+        torch.testing.assert_close(getattr(mixed, name), getattr(new, name), atol=1e-5, rtol=1e-5)
+        assert getattr(mixed, name).device.type == device
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from kiwi_core import media
 from training.data.rows import read_rows
 from training.nano import bench, edits, feed, language, measure, rows, tokens, words, world
 
@@ -155,6 +156,12 @@ def test_rows_are_read_like_any_others_and_are_exact(tmp_path):
     assert np.array_equal(row.source.frames(), world.render(edit.before))
     assert np.array_equal(row.target.frames(), world.render(edit.after))
     assert np.array_equal(np.array(row.reference.picture()), edit.reference_picture())
+
+
+def test_a_clip_in_which_nothing_moves_keeps_its_length(tmp_path):
+    still = np.repeat(world.render(edits.draw("local_add", 0, frames=1).before), 9, axis=0)
+    rows.save_exactly(tmp_path / "still.mkv", still)
+    assert np.array_equal(media.load_video(tmp_path / "still.mkv").frames, still)
 
 
 def test_rows_that_are_there_are_not_written_again(tmp_path):

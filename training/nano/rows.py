@@ -1,4 +1,4 @@
-"""The world as rows for training: clips in lossless files and tables in the layout of every other data set."""
+"""The world as rows for training: media in lossless files and tables in the layout of every other data set."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -54,21 +55,31 @@ def row_edit(kind: str, number: int, seed: int) -> edits.Edit:
 
 def write_row(folder: Path, name: str, edit: edits.Edit) -> dict:
     """Write an edit's media; returns its row."""
-    row = {"src_video": f"{name}.webp", "tgt_video": f"{name}_edit.webp", "prompt": edit.prompt}
-    save_clip(folder / row["src_video"], world.render(edit.before))
-    save_clip(folder / row["tgt_video"], world.render(edit.after))
+    suffix = ".webp" if edit.after.frames == 1 else ".mkv"
+    row = {"src_video": f"{name}{suffix}", "tgt_video": f"{name}_edit{suffix}", "prompt": edit.prompt}
+    save_exactly(folder / row["src_video"], world.render(edit.before))
+    save_exactly(folder / row["tgt_video"], world.render(edit.after))
     picture = edit.reference_picture()
     if picture is not None:
         row["ref_image"] = f"{name}_ref.webp"
-        save_clip(folder / row["ref_image"], picture[None])
+        save_exactly(folder / row["ref_image"], picture[None])
     return row | {"category": edit.category}
 
 
-def save_clip(path: Path, frames: np.ndarray) -> None:
-    """Lossless WebP of uint8 ``[T, H, W, 3]``: small, exact and quick to read."""
-    first, *rest = (Image.fromarray(frame) for frame in frames)
-    more = {"save_all": True, "append_images": rest, "duration": round(1000 / _RATE)} if rest else {}
-    first.save(path, lossless=True, quality=0, method=0, **more)
+def save_exactly(path: Path, frames: np.ndarray) -> None:
+    """uint8 ``[T, H, W, 3]`` without loss: one frame as WebP, a clip as FFV1 in ``.mkv``.
+
+    A clip in WebP (or PNG) would lose frames that are like the one before, and with them its length.
+    """
+    if path.suffix == ".webp":
+        Image.fromarray(frames[0]).save(path, lossless=True, quality=0, method=0)
+        return
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=_RATE)
+        stream.height, stream.width, stream.pix_fmt, stream.thread_count = *frames.shape[1:3], "bgr0", 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="bgr0")))
+        container.mux(stream.encode())
 
 
 def _write_part(task) -> None:
