@@ -215,16 +215,25 @@ def _nano() -> dict:
 @recipe
 def nano_stage1():
     """Stage 1 of the small model that is trained from nothing in a toy world, see ``training/nano``."""
-    return _stage1() | _nano() | {"max_frames": 1, "steps": 500}
+    return _stage1() | _nano() | {"max_frames": 1, "steps": 120}
 
 
 @recipe
 def nano_stage2():
     """Stage 2 of the small model."""
-    return _stage2(0) | _nano() | {"steps": 3000}
+    return _stage2(0) | _nano() | {"steps": 900}
 
 
 @recipe
 def nano_stage3():
     """Stage 3 of the small model."""
-    return _stage3() | _nano() | {"steps": 2000, "lr": 7e-4, "exports": ("training", "diffusers")}
+    return _stage3() | _nano() | {"steps": 1200, "lr": 7e-4, "exports": ("training", "diffusers")}
+
+
+@recipe
+def nano_style_lora():
+    """A style LoRA of the small model, on a few dozen clips."""
+    return _style() | _nano() | {
+        "dit_rank": 16, "mllm_rank": 0, "lr": 2e-3, "steps": 150, "batch_size": 16, "warmup_steps": 10,
+        "validation_rows": 0, "validate_every": 0, "sample_every": 0, "ema_decay": 0.95,
+    }  # fmt: skip

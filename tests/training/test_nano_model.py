@@ -35,6 +35,24 @@ def clips():
     return feed.pixels(feed.ClipFeed(2, 2, 0, 0)[1], torch.device("cpu"))
 
 
+def test_windows_at_once_give_what_they_give_one_by_one():
+    torch.manual_seed(0)
+    visual = language.new(tokens.build()).visual
+    grids = torch.tensor([[1, 8, 8], [3, 8, 8], [1, 4, 4], [1, 8, 12]])
+    pixels = torch.randn(int(grids.prod(1).sum()), 1176)
+    parameters, expected = dict(visual.named_parameters()), visual(pixels, grid_thw=grids).pooler_output
+    expected.square().sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in parameters.items()}
+    visual.zero_grad()
+    with language.windows_at_once(visual):
+        made = visual(pixels, grid_thw=grids).pooler_output
+    made.square().sum().backward()
+    assert dict(visual.named_parameters()).keys() == parameters.keys()
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-3, rtol=1e-3)
+
+
 def test_whole_clips_give_what_the_walk_over_chunks_gives(vae, clips):
     walked = vae_ops.encode(vae, clips)
     decoded = vae_ops.decode(vae, walked)

@@ -32,6 +32,15 @@ class Bench:
     systems: tuple[str, ...] = SYSTEMS
 
 
+@dataclass(frozen=True)
+class Ablate(build.Plan):
+    """The plan by which the parts were trained, and what of the ablations is done."""
+
+    seeds: tuple[int, ...] = ablations.SEEDS
+    variants: tuple[str, ...] = ()
+    """By name; all without."""
+
+
 def main() -> None:
     """Run what the first argument says."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -39,15 +48,14 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit(f"Say what to do: python -m training.nano {{{','.join(commands)}}} --help")
     command, *arguments = sys.argv[1:]
-    options = tyro.cli(
-        Bench if command == "bench" else build.Plan, args=arguments, prog=f"python -m training.nano {command}"
-    )
+    kind = {"bench": Bench, "ablate": Ablate}.get(command, build.Plan)
+    options = tyro.cli(kind, args=arguments, prog=f"python -m training.nano {command}")
     if command == "bench":
         print(measure(options))
     elif command == "train":
         print(build.train(options))
     elif command == "ablate":
-        print(ablations.run(options))
+        print(ablations.run(options, options.seeds, options.variants))
     else:
         build.do(options, command)
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kiwi_core.atomic import replacing
+from kiwi_core.checkpoints import files
 from kiwi_core.mllm import MLLMInputs
 
 from .. import base, batches, samples, trainer
@@ -22,13 +23,13 @@ from .. import model as models
 from ..config import Config
 from ..data.loader import Sample
 from ..encode import Encoder
-from ..metrics import read_lines, write_lines
 from . import bench, build, edits, measure, world
 
 SEEDS = (0, 1, 2)
-STEPS = {"stage1": 150, "stage2": 700, "stage3": 500}
+SUCCESS = "success.json"
+STEPS = {"stage1": 100, "stage2": 400, "stage3": 400}
 """Updates of each stage."""
-COUNTS = {"seen": 24, "composition": 24}
+COUNTS = {"seen": 16, "composition": 16}
 """Items of a category that each run is measured on."""
 
 
@@ -132,18 +133,23 @@ def variants() -> tuple[Variant, ...]:
     )  # fmt: skip
 
 
-def run(plan: build.Plan, seeds: Sequence[int] = SEEDS) -> str:
-    """Train and measure every variant; returns the table."""
-    folder = plan.output / "ablations"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / bench.RESULTS
+def run(plan: build.Plan, seeds: Sequence[int] = SEEDS, names: Sequence[str] = ()) -> str:
+    """Train and measure; returns the table of all that was measured so far.
+
+    Args:
+        seeds, names: of the variants, all without; other processes may do others at the same time, but for those that
+            share a stage which is still to be trained.
+    """
+    known = {variant.name: variant for variant in variants()}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"There is no variant {name!r}; there are {', '.join(map(repr, known))}.")
     for seed in seeds:
-        for variant in variants():
-            lines = read_lines(path)
-            if not any((line["variant"], line["seed"]) == (variant.name, seed) for line in lines):
-                found = {"variant": variant.name, "seed": seed, "success": _success(plan, variant, seed)}
-                write_lines(path, [*lines, found])
-    return report(folder)
+        for name in names or known:
+            path = _folder(plan, name, seed) / SUCCESS
+            if not path.is_file():
+                files.save_json(_success(plan, known[name], seed), path)
+    return report(plan)
 
 
 def config(plan: build.Plan, variant: Variant, seed: int, stage: str) -> Config:
@@ -163,8 +169,11 @@ def _is_own(variant: Variant, stage: str) -> bool:
 
 
 def _output(plan: build.Plan, variant: Variant, seed: int, stage: str) -> Path:
-    name = variant.name if _is_own(variant, stage) else _WHOLE
-    return plan.output / "ablations" / f"{name.replace(' ', '-')}-{seed}" / stage
+    return _folder(plan, variant.name if _is_own(variant, stage) else _WHOLE, seed) / stage
+
+
+def _folder(plan: build.Plan, name: str, seed: int) -> Path:
+    return plan.output / "ablations" / f"{name.replace(' ', '-')}-{seed}"
 
 
 def _success(plan: build.Plan, variant: Variant, seed: int) -> dict[str, float]:
@@ -210,39 +219,38 @@ def _edit(model: models.KiwiModel, encoder: Encoder, chosen: Sequence[bench.Item
     return [samples.decode(model, one[None]) for one in latents]
 
 
-def report(folder: Path) -> str:
-    """The table in Markdown, also written into ``folder``."""
-    lines = read_lines(folder / bench.RESULTS)
+def report(plan: build.Plan) -> str:
+    """The table of what was measured so far, in Markdown, also written into the folder."""
+    found = {variant.name: _measured(plan, variant.name) for variant in variants()}
     columns = ("variant", *bench.CATEGORIES, "the paper says", "here")
     rows = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for variant in variants():
-        mine = [line["success"] for line in lines if line["variant"] == variant.name]
-        if not mine:
-            continue
-        cells = [_spread([found[category] for found in mine]) for category in bench.CATEGORIES]
-        rows.append("| " + " | ".join([variant.name, *cells, variant.claim, _verdict(lines, variant)]) + " |")
+        if mine := found[variant.name]:
+            cells = [_spread([one[category] for one in mine.values()]) for category in bench.CATEGORIES]
+            verdict = _verdict(found[_WHOLE], mine, variant.categories)
+            rows.append("| " + " | ".join([variant.name, *cells, variant.claim, verdict]) + " |")
     text = "\n".join(rows) + "\n"
-    with replacing(folder / bench.REPORT) as temporary:
+    with replacing(plan.output / "ablations" / bench.REPORT) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
+
+
+def _measured(plan: build.Plan, name: str) -> dict[int, dict[str, float]]:
+    """Success by category, by seed."""
+    paths = _folder(plan, name, 0).parent.glob(f"{_folder(plan, name, 0).name[:-1]}*/{SUCCESS}")
+    return {int(path.parent.name.rpartition("-")[2]): files.read_json(path) for path in sorted(paths)}
 
 
 def _spread(values: Sequence[float]) -> str:
     return f"{100 * np.mean(values):.0f}% ({100 * min(values):.0f} to {100 * max(values):.0f})"
 
 
-def _verdict(lines: list[dict], variant: Variant) -> str:
+def _verdict(whole: dict[int, dict], mine: dict[int, dict], categories: Sequence[str]) -> str:
     """Whether the paper's direction is seen, seed against seed."""
-    if not variant.categories:
+    both = sorted(mine.keys() & whole.keys())
+    if not both or not categories:
         return "-"
-    mine = {line["seed"]: line["success"] for line in lines if line["variant"] == variant.name}
-    theirs = {line["seed"]: line["success"] for line in lines if line["variant"] == _WHOLE}
-    drops = [
-        np.mean([theirs[seed][category] - mine[seed][category] for category in variant.categories])
-        for seed in mine.keys() & theirs.keys()
-    ]
-    if not drops:
-        return "-"
+    drops = [np.mean([whole[seed][category] - mine[seed][category] for category in categories]) for seed in both]
     change = f"{-100 * np.mean(drops):+.0f} points (seeds {', '.join(f'{-100 * drop:+.0f}' for drop in drops)})"
     if all(drop > 0 for drop in drops):
         return f"agrees: {change}"

@@ -53,10 +53,10 @@ class Plan:
     pictures: int = 96
     questions: int = 64
     vae_steps: int = 5000
-    language_steps: int = 2000
+    language_steps: int = 2500
     backbone_steps: int = 1500
-    stage_steps: tuple[int, int, int] = (400, 2500, 2000)
-    rows: tuple[int, int, int] = (12_000, 16_000, 16_000)
+    stage_steps: tuple[int, int, int] = (120, 900, 1200)
+    rows: tuple[int, int, int] = (4000, 6500, 6500)
     """Pictures, clips, and clips with references."""
 
     def count(self, number: int) -> int:

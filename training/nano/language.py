@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 from kiwi_core import mllm
 
@@ -100,6 +103,54 @@ class QuestionFeed(Dataset):
         return (ids, positions, labels), pictures
 
 
+class _Patches(nn.Module):
+    """The convolution over patches that do not overlap, as the product that it is."""
+
+    def __init__(self, stock: nn.Module):
+        super().__init__()
+        self.stock = stock
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        weight = self.stock.proj.weight
+        return F.linear(pixels.to(weight.dtype), weight.flatten(1))
+
+
+class _Windows(nn.Module):
+    """Attention in all windows of one length at once; transformers computes them one by one."""
+
+    def __init__(self, stock: nn.Module):
+        super().__init__()
+        self.stock = stock
+
+    def forward(self, hidden_states, cu_seqlens, position_embeddings=None, **kwargs) -> torch.Tensor:
+        stock, lengths = self.stock, cu_seqlens.diff()
+        qkv = stock.qkv(hidden_states).unflatten(-1, (3, stock.num_heads, -1))
+        query, key, value = qkv.unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        own = lengths.repeat_interleave(lengths)  # of each token's window
+        made = torch.empty_like(value)
+        for length in lengths.unique().tolist():
+            here = own == length
+            parts = (part[here].unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, value))
+            made[here] = F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(0, 1)
+        return stock.proj(made.flatten(1))
+
+
+@contextmanager
+def windows_at_once(visual: nn.Module) -> Iterator[None]:
+    """Within it, a vision tower computes the same from many small pictures in few operations."""
+    stock = visual.patch_embed, [block.attn for block in visual.blocks]
+    visual.patch_embed = _Patches(stock[0])
+    for block in visual.blocks:
+        block.attn = _Windows(block.attn)
+    try:
+        yield
+    finally:
+        visual.patch_embed = stock[0]
+        for block, attention in zip(visual.blocks, stock[1]):
+            block.attn = attention
+
+
 class Objective(nn.Module):
     """Cross-entropy of the answers.
 
@@ -115,7 +166,10 @@ class Objective(nn.Module):
         """Loss of a batch, and the share of tokens that are right."""
         ids, labels = batch.ids.to(device), batch.labels.to(device)
         text = self.model.language_model
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=self.bf16),
+            windows_at_once(self.model.visual),
+        ):
             features = self.model.visual(batch.pixels.to(device), grid_thw=batch.grids.to(device))
             features = getattr(features, "pooler_output", features)
             embeds = text.embed_tokens(ids)
