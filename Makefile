@@ -31,7 +31,7 @@ $(OLDEST)/.installed: .venv/.installed
 	$(BIN)/pip install --no-deps --target $(OLDEST) $(OLDEST_PACKAGES)
 	touch $@
 
-demo: install ## edit a small clip in a real ComfyUI with random weights, into output/demo
+demo: install ## edit a small clip in a real ComfyUI with the toy model, into output/demo
 	$(BIN)/python tools/demo.py
 
 test: test-library test-library-oldest test-comfyui test-comfyui-oldest ## run all tests but the browser's
@@ -82,7 +82,7 @@ train-nano: install ## train the small model from nothing, into output/nano; sto
 	$(BIN)/python -m training.nano train --output output/nano
 
 bench-nano: install ## measure the small model that train-nano has made
-	$(BIN)/python -m training.nano bench --model output/nano/stage3/exports/diffusers --output output/nano-bench
+	$(BIN)/python -m training.nano bench --model output/nano/kiwi-edit-nano --output output/nano-bench
 
 ablate-nano: install ## the paper's ablations in small, on the parts that train-nano has made
 	$(BIN)/python -m training.nano ablate --output output/nano

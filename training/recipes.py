@@ -227,7 +227,7 @@ def nano_stage2():
 @recipe
 def nano_stage3():
     """Stage 3 of the small model."""
-    return _stage3() | _nano() | {"steps": 1200, "lr": 7e-4, "exports": ("training", "diffusers")}
+    return _stage3() | _nano() | {"steps": 1000, "lr": 7e-4, "exports": ("training", "diffusers")}
 
 
 @recipe

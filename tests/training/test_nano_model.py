@@ -169,14 +169,12 @@ def test_all_steps_lead_to_a_model_in_every_layout(trained, tmp_path):
     assert (edited(again) == frames).all()
 
 
-def test_the_model_fits_into_sixteen_megabytes():
-    tokenizer = tokens.build()
-    numbers = sum(
-        parameter.numel()
-        for module in (autoencoder.new(), language.new(tokenizer), build.backbone.new())
-        for parameter in module.parameters()
-    )
-    assert 2 * numbers < 15_300_000  # bfloat16; beside it tokenizer, connectors and embedders
+def test_the_model_fits_into_sixteen_megabytes_with_its_logs(trained):
+    plan, folder = trained
+    assert 14_000_000 < sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 15_500_000
+    beside = {path.name for path in (folder / "training").iterdir()}
+    assert beside >= {f"{step}{end}" for step in build.STAGES for end in (".json", ".jsonl", ".png")} | {"plan.json"}
+    assert not any(str(plan.output) in path.read_text() for path in (folder / "training").glob("*.json"))
 
 
 def test_steps_that_are_done_are_not_done_again(trained):

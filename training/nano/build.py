@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -23,16 +24,19 @@ from diffusers import AutoencoderKLWan
 from kiwi_core import vae as vae_ops
 from kiwi_core.atomic import replacing
 from kiwi_core.checkpoints import files, qwen_keys, released, vae_keys
+from kiwi_core.checkpoints.lazy import load
 from kiwi_core.checkpoints.parts import Parts
 
-from .. import architectures, base, cache_data, recipes, trainer
-from ..config import Config
+from .. import architectures, base, cache_data, metrics, recipes, trainer
+from ..config import KINDS, Config
 from . import autoencoder, backbone, edits, feed, language, pretraining, rows, tokens
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("stage1", "stage2", "stage3")
-BASE, ENCODERS = "base", "encoders"
+BASE, ENCODERS, MODEL = "base", "encoders", "kiwi-edit-nano"
+_LOGGED = 10
+"""One update in so many is kept in the logs beside the weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Plan:
     vae_steps: int = 5000
     language_steps: int = 2500
     backbone_steps: int = 1500
-    stage_steps: tuple[int, int, int] = (120, 900, 1200)
+    stage_steps: tuple[int, int, int] = (120, 900, 1000)
     rows: tuple[int, int, int] = (4000, 6500, 6500)
     """Pictures, clips, and clips with references."""
 
@@ -168,7 +172,6 @@ def stage_config(plan: Plan, stage: str, **changes) -> Config:
     number = STAGES.index(stage)
     given = {
         "model": str(plan.output / BASE),
-        "data": (str(plan.output / "rows" / f"*-{plan.seed}" / "rows.jsonl"),),
         "cache": str(plan.output / "cache"),
         "output": str(plan.output / stage),
         "start": str(plan.output / STAGES[number - 1]) if number else "",
@@ -178,9 +181,13 @@ def stage_config(plan: Plan, stage: str, **changes) -> Config:
         "seed": plan.seed,
         "device": plan.device,
     }
+    if plan.torch_device.type == "cuda":
+        given["precision"] = "fp32"  # so small a model waits for its kernels: casts cost more than they save
     if plan.scale < 1:
         given["validation_rows"] = 2
-    return recipes.get(f"nano_{stage}").replace(**given | changes)
+    config = recipes.get(f"nano_{stage}").replace(**given | changes)
+    tables = (plan.output / "rows" / f"{kind}-*-{plan.seed}" / "rows.jsonl" for kind in config.kinds or KINDS)
+    return config.replace(data=tuple(map(str, tables)))
 
 
 def encoders(plan: Plan) -> None:
@@ -190,10 +197,7 @@ def encoders(plan: Plan) -> None:
 
 def cache(plan: Plan, kind: str) -> None:
     """Encode all rows of a kind."""
-    config = stage_config(
-        plan, "stage3", start="", model=str(plan.output / ENCODERS), kinds=(kind,),
-        data=(str(plan.output / "rows" / f"{kind}-*-{plan.seed}" / "rows.jsonl"),),
-    )  # fmt: skip
+    config = stage_config(plan, "stage3", start="", model=str(plan.output / ENCODERS), kinds=(kind,))
     logger.info("%s", cache_data.cache_data(config))
 
 
@@ -202,6 +206,32 @@ def stage(plan: Plan, name: str) -> None:
     trainer.train(stage_config(plan, name))
 
 
+def pack(plan: Plan) -> None:
+    """The trained model in bfloat16, with the logs, plots and settings of its training beside it."""
+    parts = released.read(plan.output / STAGES[-1] / base.EXPORTS / "diffusers")
+    halves = {
+        field.name: {name: load(tensor).bfloat16() for name, tensor in value.items()}
+        for field in dataclasses.fields(parts)
+        if field.name in _WEIGHTS and (value := getattr(parts, field.name))
+    }
+    folder = plan.output / MODEL
+    released.write(dataclasses.replace(parts, **halves), folder)
+    logs = folder / "training"
+    logs.mkdir(exist_ok=True)
+    for step in ("vae", "language", "backbone", *STAGES):
+        made = plan.output / step
+        lines = [line for line in metrics.read(made) if line["step"] % _LOGGED == 0 or "validation/loss" in line]
+        if lines:  # not those of a VAE that was given
+            metrics.write_lines(logs / f"{step}.jsonl", lines)
+        if (made / "loss.png").is_file():
+            shutil.copyfile(made / "loss.png", logs / f"{step}.png")
+    for step in STAGES:
+        text = (plan.output / step / trainer.CONFIG).read_text(encoding="utf-8")
+        (logs / f"{step}.json").write_text(text.replace(f"{plan.output}/", ""), encoding="utf-8")
+    files.save_json(dataclasses.asdict(plan) | {"output": "", "done": _done(plan)}, logs / "plan.json")
+
+
+_WEIGHTS = ("transformer", "source_embedder", "ref_embedder", "vae", "mllm", "connector")
 _CACHES = {f"cache-{kind}": kind for kind in ("image", "video", "ref")}
 STEPS: dict[str, Callable[[Plan], None]] = {
     "vae": vae,
@@ -212,6 +242,7 @@ STEPS: dict[str, Callable[[Plan], None]] = {
     **{name: lambda plan, kind=kind: cache(plan, kind) for name, kind in _CACHES.items()},
     "base": base_folder,
     **{name: lambda plan, name=name: stage(plan, name) for name in STAGES},
+    "pack": pack,
 }
 """In an order that can be followed."""
 _NEEDS = {
@@ -219,9 +250,10 @@ _NEEDS = {
     "encoders": ("vae", "language"),
     **dict.fromkeys(_CACHES, ("encoders", "rows")),
     "base": ("vae", "language", "backbone"),
-    "stage1": ("base", *_CACHES),
-    "stage2": ("stage1",),
-    "stage3": ("stage2",),
+    "stage1": ("base", "cache-image"),
+    "stage2": ("stage1", "cache-video"),
+    "stage3": ("stage2", "cache-ref"),
+    "pack": ("stage3",),
 }
 
 
@@ -251,7 +283,7 @@ def train(plan: Plan) -> Path:
         _at_once(plan)
     for name in STEPS:
         do(plan, name)
-    return plan.output / "stage3" / base.EXPORTS / "diffusers"
+    return plan.output / MODEL
 
 
 def _at_once(plan: Plan) -> None:
