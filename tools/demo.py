@@ -5,51 +5,20 @@
 leaves the edited video, a side-by-side video and a contact sheet in output/demo/.
 """
 
-import json
 import shutil
 import time
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 
 import comfyui
 import numpy as np
 import random_model
-from PIL import Image, ImageDraw
+import sample_graph
 from tqdm import tqdm
 
 from kiwi_core import media
 
 FOLDER = comfyui.REPO / "output" / "demo"
-FRAMES, HEIGHT, WIDTH, RATE = 33, 128, 192, Fraction(24000, 1001)
-NAMES = {
-    "model_name": "model",
-    "vae_name": "vae",
-    "mllm_name": "mllm",
-    "connector_name": "connector",
-}
-
-
-def draw_clip() -> np.ndarray:
-    """A ball that bounces before hills at dusk: uint8 ``[33, 128, 192, 3]``."""
-    scale = 4
-    height, width = HEIGHT * scale, WIDTH * scale
-    dusk = np.linspace((250, 190, 130), (70, 80, 140), height)[::-1]
-    backdrop = Image.fromarray(np.repeat(dusk[:, None], width, axis=1).astype(np.uint8))
-    x = np.linspace(0, 1, 129)
-    frames = []
-    for time_ in np.linspace(0, 1, FRAMES):
-        frame = backdrop.copy()
-        draw = ImageDraw.Draw(frame)
-        for depth, colour in ((0.55, (90, 95, 120)), (0.7, (60, 80, 80)), (0.85, (35, 60, 45))):
-            hills = depth + 0.06 * np.sin(9 * x / depth + 4 * depth + depth * time_)
-            points = [(width * a, height * b) for a, b in zip(x, hills)]
-            draw.polygon([*points, (width, height), (0, height)], fill=colour)
-        centre = width * (0.12 + 0.76 * time_), height * (0.72 - 0.5 * abs(np.sin(3 * np.pi * time_)))
-        draw.circle(centre, height * 0.11, fill=(215, 70, 50))
-        draw.circle([side - height * 0.03 for side in centre], height * 0.035, fill=(245, 150, 120))
-        frames.append(np.asarray(frame.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)))
-    return np.stack(frames)
 
 
 def write_tone(path: Path, seconds: float, rate: int = 48000) -> None:
@@ -61,15 +30,6 @@ def write_tone(path: Path, seconds: float, rate: int = 48000) -> None:
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, rate, 0, "NONE", ""))
         file.writeframes((sound * 32767).astype("<i2").tobytes())
-
-
-def workflow(name: str, inputs: dict[str, str]) -> dict:
-    """A shipped workflow with the random model's files and these inputs (widget name -> value)."""
-    prompt = json.loads((comfyui.REPO / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    values = {widget: Path(random_model.FILES[part]).name for widget, part in NAMES.items()} | inputs
-    for node in prompt.values():
-        node["inputs"] |= {widget: value for widget, value in values.items() if widget in node["inputs"]}
-    return prompt
 
 
 class Progress:
@@ -119,15 +79,15 @@ def main() -> None:
             (base / "layouts" / "comfyui").rename(base / "models")
     with timed(table, "draw clip"):
         FOLDER.mkdir(parents=True, exist_ok=True)
-        write_tone(FOLDER / "source.wav", FRAMES / RATE)
-        media.save_video(clip, draw_clip(), RATE, audio_from=FOLDER / "source.wav")
+        write_tone(FOLDER / "source.wav", sample_graph.FRAMES / sample_graph.RATE)
+        media.save_video(clip, sample_graph.draw_clip(), sample_graph.RATE, audio_from=FOLDER / "source.wav")
         (FOLDER / "source.wav").unlink()
 
     server = comfyui.Server(comfyui.DEFAULT_VERSION, base)
     with timed(table, "start ComfyUI"):
         server.__enter__()
     try:
-        prompt = workflow("instruct_video_edit", {"file": server.put_input(clip)})
+        prompt = sample_graph.workflow("instruct_video_edit", {"file": server.put_input(clip)})
         progress = Progress(prompt)
         with timed(table, "run workflow"):
             history = server.run(prompt, progress)

@@ -1,5 +1,8 @@
 """The small model that comes with the pack really edits, in ComfyUI as in the library."""
 
+import json
+import shutil
+
 import comfyui
 import numpy as np
 import pytest
@@ -7,10 +10,13 @@ import torch
 from PIL import Image
 
 from kiwi_core import KiwiEditPipeline
-from training.nano import bench, measure, rows, world
+from training import cache_data, recipes, trainer
+from training.nano import bench, edits, measure, rows, world
 
 NAME = "kiwi-edit-nano"
+STYLE = "infrared.safetensors"
 FOLDER = comfyui.REPO / "models" / "diffusers" / NAME
+STYLE_CLIPS = 48
 BOUND = 0.8
 """Share of the fixed items on which the shipped weights must succeed."""
 
@@ -23,13 +29,17 @@ def fixed_items():
     return chosen[:64]
 
 
-def graph(server, items, folder):
+def graph(server, items, folder, lora=None):
     """One prompt with the loaders once and a branch for each item, whose frames are saved as pictures."""
     nodes = {
         part: {"class_type": f"KiwiEditLoad{kind}", "inputs": {f"{part}_name": f"{NAME}/"}}
         for part, kind in {"model": "Model", "vae": "VAE", "mllm": "MLLM", "connector": "Connector"}.items()
     }
     nodes["model"]["inputs"]["weight_dtype"] = "default"
+    model = ["model", 0]
+    if lora:
+        said = {"lora_name": lora, "model": model, "strength_model": 1.0}
+        nodes["lora"], model = {"class_type": "LoraLoaderModelOnly", "inputs": said}, ["lora", 0]
 
     def add(name, kind, **inputs):
         nodes[name] = {"class_type": kind, "inputs": inputs}
@@ -41,7 +51,7 @@ def graph(server, items, folder):
         rows.save_exactly(path, world.render(item.edit.before))
         clip = server.put_input(path)
         video = add(f"video{number}", "LoadVideo", file=clip)
-        frames = add(f"frames{number}", "KiwiEditPrepareVideo", video=video, max_pixels=4096, max_frames=9, multiple=32)
+        frames = add(f"frames{number}", "KiwiEditPrepareVideo", video=video, max_pixels=16384, max_frames=9, multiple=32)
         said = {"prompt": item.edit.prompt, "mllm_references": "first", "window_frames": 0, "source": [frames[0], 1]}
         said |= {"mllm": ["mllm", 0], "connector": ["connector", 0]}
         picture = item.edit.reference_picture()
@@ -57,12 +67,24 @@ def graph(server, items, folder):
                 reference=said["reference"],
             )  # fmt: skip
         made = add(
-            f"made{number}", "KiwiEditSampler", model=["model", 0], conditioning=given, latent=latent, seed=item.seed,
+            f"made{number}", "KiwiEditSampler", model=model, conditioning=given, latent=latent, seed=item.seed,
             steps=bench.STEPS, shift=5, denoise=1, cfg=1, window_frames=81, window_overlap=16,
         )  # fmt: skip
         images = add(f"images{number}", "VAEDecode", samples=made, vae=vae)
         add(f"saved{number}", "SaveImage", images=images, filename_prefix=f"nano/{number:03d}")
     return nodes
+
+
+def through_the_graph(server, items, folder, lora=None):
+    """Frames of each item, uint8 ``[T, 64, 64, 3]``."""
+    by_item = {number: [] for number in range(len(items))}
+    for path in sorted(server.output_files(server.run(graph(server, items, folder, lora)))):
+        by_item[int(path.name.split("_")[0])].append(np.asarray(Image.open(path).convert("RGB")))
+    return [np.stack(frames) for frames in by_item.values()]
+
+
+def successes(items, made):
+    return sum(measure.score(item.edit, frames).success for item, frames in zip(items, made))
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +96,30 @@ def pipeline():
 
 def test_graph_and_library_succeed_on_the_fixed_items_alike(server, pipeline, tmp_path):
     items = fixed_items()
-    paths = server.output_files(server.run(graph(server, items, tmp_path)))
-    by_item = {number: [] for number in range(len(items))}
-    for path in sorted(paths):
-        by_item[int(path.name.split("_")[0])].append(np.asarray(Image.open(path).convert("RGB")))
-    library = bench.model(pipeline)
-    successes = {"graph": 0, "library": 0}
-    for number, item in enumerate(items):
-        ours, theirs = library(item), np.stack(by_item[number])
+    made = through_the_graph(server, items, tmp_path)
+    by_library = [bench.model(pipeline)(item) for item in items]
+    for item, ours, theirs in zip(items, by_library, made):
         assert np.abs(ours.astype(int) - theirs.astype(int)).mean() < 1.0, item.name
-        successes["library"] += measure.score(item.edit, ours).success
-        successes["graph"] += measure.score(item.edit, theirs).success
-    assert all(count >= BOUND * len(items) for count in successes.values()), successes
+    assert min(successes(items, by_library), successes(items, made)) >= BOUND * len(items)
+
+
+def test_a_style_that_nothing_teaches_is_learned_from_a_few_clips(server, tmp_path):
+    table = [
+        rows.write_row(tmp_path, f"{seed}", edits.new_style(seed)) | {"id": str(seed)} for seed in range(STYLE_CLIPS)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    config = recipes.get("nano_style_lora").replace(
+        model=str(FOLDER), data=(str(tmp_path / "rows.jsonl"),), cache=str(tmp_path / "cache"),
+        output=str(tmp_path / "infrared"), workers=0, device="cpu",
+    )  # fmt: skip
+    cache_data.cache_data(config)
+    (lora,) = [path for path in trainer.train(config) if path.name == STYLE]
+    (server.models_dir / "loras").mkdir(exist_ok=True)
+    shutil.copy(lora, server.models_dir / "loras" / STYLE)
+
+    seeds = range(edits.BENCH_SEEDS, edits.BENCH_SEEDS + 12)
+    items = [bench.Item(f"new_style/{seed}", seed, edits.new_style(seed)) for seed in seeds]
+    plain = successes(items, through_the_graph(server, items, tmp_path))
+    styled = successes(items, through_the_graph(server, items, tmp_path, STYLE))
+    assert plain <= 1
+    assert styled >= 9
