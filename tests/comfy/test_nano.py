@@ -51,7 +51,8 @@ def graph(server, items, folder, lora=None):
         rows.save_exactly(path, world.render(item.edit.before))
         clip = server.put_input(path)
         video = add(f"video{number}", "LoadVideo", file=clip)
-        frames = add(f"frames{number}", "KiwiEditPrepareVideo", video=video, max_pixels=16384, max_frames=9, multiple=32)
+        size = {"max_pixels": 128 * 128, "max_frames": world.FRAMES, "multiple": 32}
+        frames = add(f"frames{number}", "KiwiEditPrepareVideo", video=video, **size)
         said = {"prompt": item.edit.prompt, "mllm_references": "first", "window_frames": 0, "source": [frames[0], 1]}
         said |= {"mllm": ["mllm", 0], "connector": ["connector", 0]}
         picture = item.edit.reference_picture()
