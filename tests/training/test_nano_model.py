@@ -19,8 +19,8 @@ from training.model import At
 from training.nano import ablations, autoencoder, bench, build, edits, feed, language, pretraining, tokens, words, world
 
 TINY = {
-    "scale": 0.0005, "batch_size": 2, "clips": 2, "pictures": 2, "questions": 4, "workers": 0, "device": "cpu",
-    "fused": False,
+    "scale": 0.0005, "rows": (12_000, 16_000, 16_000), "batch_size": 2, "clips": 2, "pictures": 2, "questions": 4,
+    "workers": 0, "device": "cpu", "fused": False,
 }  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def test_steps_that_are_done_are_not_done_again(trained):
 
 
 def test_a_plan_survives_its_command_line():
-    plan = build.Plan(output=Path("somewhere"), **TINY, rows=(1, 2, 3), stage_steps=(4, 5, 6))
+    plan = build.Plan(output=Path("somewhere"), **TINY | {"rows": (1, 2, 3), "stage_steps": (4, 5, 6)})
     assert tyro.cli(build.Plan, args=build._arguments(plan)) == plan
 
 
