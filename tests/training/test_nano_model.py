@@ -199,18 +199,21 @@ def test_the_ablations_are_trained_measured_and_reported_once(trained, tmp_path,
     monkeypatch.setattr(ablations, "STEPS", {"stage1": 2, "stage2": 1, "stage3": 1})
     monkeypatch.setattr(ablations, "COUNTS", {"seen": 1})
     monkeypatch.setattr(bench, "STEPS", 1)
-    table = ablations.run(plan, seeds=(0,)).splitlines()
-    assert len(table) == 2 + len(ablations.variants())
+    chosen = ("everything", "without the reference latents", "all in one stage")
+    table = ablations.run(plan, (0,), chosen).splitlines()
+    assert len(table) == 2 + len(chosen)
     folder = plan.output / "ablations"
     made = {path.relative_to(folder).as_posix() for path in folder.glob("*/stage*")}
     # What comes before a variant differs is trained once, for all.
     assert {name for name in made if "reference-latents" in name} == {"without-the-reference-latents-0/stage3"}
-    assert len([name for name in made if name.endswith("stage1")]) == 2
+    assert len([name for name in made if name.endswith("stage1")]) == 1
     steps = [files.read_json(folder / name / "config.json")["steps"] for name in made if name.startswith("all-in-one")]
     assert steps == [(2 * 1 + 1 * 2 + 1 * 3) // 3]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    assert ablations.run(plan, seeds=(0,)).splitlines() == table
+    assert ablations.run(plan, (0,), chosen).splitlines() == table
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+    with pytest.raises(ValueError, match="There is no variant 'everythin'; there are 'everything', "):
+        ablations.run(plan, (0,), ("everythin",))
 
 
 @pytest.fixture(scope="module")
