@@ -40,7 +40,6 @@ class Encoded:
     context: torch.Tensor | None = None
     """``[N, dim]``, where neither language model nor connector is trained."""
 
-
     def to(self, device: torch.device) -> Encoded:
         """On a device; the grids, which are read there, stay on the CPU."""
         moved = {

@@ -172,7 +172,7 @@ def _output(plan: build.Plan, variant: Variant, seed: int, stage: str) -> Path:
     return _folder(plan, variant.name if _is_own(variant, stage) else _WHOLE, seed) / stage
 
 
-def _folder(plan: build.Plan, name: str, seed: int) -> Path:
+def _folder(plan: build.Plan, name: str, seed: int | str) -> Path:
     return plan.output / "ablations" / f"{name.replace(' ', '-')}-{seed}"
 
 
@@ -237,7 +237,8 @@ def report(plan: build.Plan) -> str:
 
 def _measured(plan: build.Plan, name: str) -> dict[int, dict[str, float]]:
     """Success by category, by seed."""
-    paths = _folder(plan, name, 0).parent.glob(f"{_folder(plan, name, 0).name[:-1]}*/{SUCCESS}")
+    every = _folder(plan, name, "*")
+    paths = every.parent.glob(f"{every.name}/{SUCCESS}")
     return {int(path.parent.name.rpartition("-")[2]): files.read_json(path) for path in sorted(paths)}
 
 

@@ -210,9 +210,7 @@ def pack(plan: Plan) -> None:
     """The trained model in bfloat16, with the logs, plots and settings of its training beside it."""
     parts = released.read(plan.output / STAGES[-1] / base.EXPORTS / "diffusers")
     halves = {
-        field.name: {name: load(tensor).bfloat16() for name, tensor in value.items()}
-        for field in dataclasses.fields(parts)
-        if field.name in _WEIGHTS and (value := getattr(parts, field.name))
+        part: {name: load(tensor).bfloat16() for name, tensor in getattr(parts, part).items()} for part in _WEIGHTS
     }
     folder = plan.output / MODEL
     released.write(dataclasses.replace(parts, **halves), folder)
@@ -232,7 +230,7 @@ def pack(plan: Plan) -> None:
 
 
 _WEIGHTS = ("transformer", "source_embedder", "ref_embedder", "vae", "mllm", "connector")
-_CACHES = {f"cache-{kind}": kind for kind in ("image", "video", "ref")}
+_CACHES = {f"cache-{kind}": kind for kind in KINDS}
 STEPS: dict[str, Callable[[Plan], None]] = {
     "vae": vae,
     "language": language_model,
