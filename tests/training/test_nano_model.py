@@ -1,5 +1,6 @@
 """The small model's parts: the VAE's whole-clip pass is the walk over chunks, every step goes on, all fits together."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,6 +183,40 @@ def test_steps_that_are_done_are_not_done_again(trained):
     before = {path: path.stat().st_mtime_ns for path in plan.output.rglob("*.safetensors")}
     assert build.train(plan) == folder
     assert {path: path.stat().st_mtime_ns for path in plan.output.rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize("failing", ["", "language"])
+def test_on_a_gpu_each_step_begins_when_what_it_needs_is_done(tmp_path, monkeypatch, failing):
+    begun = []
+
+    class Process:
+        """Ends when it is asked, as a step of its name would."""
+
+        def __init__(self, command):
+            self.name, self.returncode = command[3], None
+            begun.append((self.name, set(build._done(plan))))
+
+        def poll(self):
+            self.returncode = int(self.name == failing)
+            if not self.returncode:
+                (tmp_path / f"done-{self.name}.json").write_text(json.dumps({self.name: {}}))
+            return self.returncode
+
+    plan = build.Plan(output=tmp_path, **TINY)
+    monkeypatch.setattr(build.Plan, "torch_device", torch.device("cuda"))
+    monkeypatch.setattr(build.subprocess, "Popen", Process)
+    monkeypatch.setattr(build.time, "sleep", lambda seconds: None)
+    if failing:
+        with pytest.raises(RuntimeError, match="The step language failed"):
+            build.train(plan)
+        assert not {"encoders", "base", "stage1"} & {name for name, _ in begun}
+    else:
+        assert build.train(plan) == tmp_path / "kiwi-edit-nano"
+        assert sorted(name for name, _ in begun) == sorted(build.STEPS)  # each once
+        at = dict(begun)
+        assert at["language"] == at["rows"] == set()
+        assert at["stage2"] >= {"stage1", "cache-video"}
+        assert at["base"] >= {"vae", "language", "backbone"}
 
 
 def test_a_plan_survives_its_command_line():

@@ -292,7 +292,9 @@ def _at_once(plan: Plan) -> None:
     while True:
         for name, process in list(running.items()):
             if process.poll() is not None:
-                failed = failed or (name if running.pop(name).returncode else "")
+                del running[name]
+                if process.returncode:
+                    failed = failed or name
         done = _done(plan)
         for name in STEPS:
             ready = name not in done and name not in running and done.keys() >= set(_NEEDS.get(name, ()))
