@@ -8,8 +8,9 @@ from dataclasses import dataclass
 KINDS = ("image", "video", "ref")
 DITS = ("frozen", "lora", "full")
 ADAPTERS = ("lora", "dora")
-OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy")
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "muon")
 SCHEDULES = ("constant", "cosine", "official")
+LOSS_WEIGHTS = ("bell", "even")
 TIMESTEP_SAMPLINGS = ("spread", "uniform")
 PRECISIONS = ("bf16", "fp32")
 BASE_DTYPES = ("bf16", "fp8", "fp32")
@@ -115,6 +116,8 @@ class Config:
     """"shipped" rounds timesteps and vision pixels to bfloat16, as published; "none" does not."""
     timestep_sampling: str = "spread"
     """"spread" has successive samples fill the range evenly; "uniform" draws each on its own, as published."""
+    loss_weights: str = "bell"
+    """"bell" counts the middle of the schedule most and its ends hardly, as published; "even" all of it the same."""
     student_steps: int = 4
     """Steps of the distilled model."""
     teacher_steps: int = 4
@@ -130,9 +133,10 @@ class Config:
     lr: float = 1e-5
     """Learning rate; 1 for Prodigy."""
     optimizer: str = "adamw"
-    """"adamw", "adamw8bit" (bitsandbytes or torchao), "adafactor" or "prodigy" (prodigyopt)."""
+    """"adamw", "adamw8bit" (bitsandbytes or torchao), "adafactor", "prodigy" (prodigyopt) or "muon" (of
+    matrices, AdamW of all else)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of AdamW and Prodigy."""
+    """Of AdamW (Muon's too) and Prodigy."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
@@ -191,6 +195,7 @@ class Config:
             ("objective", OBJECTIVES),
             ("rounding", ("shipped", "none")),
             ("timestep_sampling", TIMESTEP_SAMPLINGS),
+            ("loss_weights", LOSS_WEIGHTS),
             ("epochs", ("own", "shortest")),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
@@ -263,6 +268,7 @@ class Config:
 
 OFFICIAL = {
     "timestep_sampling": "uniform",
+    "loss_weights": "bell",
     "epochs": "shortest",
     "rounding": "shipped",
     "schedule": "official",

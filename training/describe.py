@@ -16,7 +16,7 @@ from .config import Config
 
 GIB = 2**30
 # Bytes of an optimiser's state for each trained number.
-_STATE = {"adamw": 8, "adamw8bit": 2, "adafactor": 0, "prodigy": 16}
+_STATE = {"adamw": 8, "adamw8bit": 2, "adafactor": 0, "prodigy": 16, "muon": 4}
 # Bytes of activations a token while a block of the DiT is computed again and differentiated, in units of the width
 # and of the feed-forward's: measured (make bench-training).
 _BLOCK_DIM, _BLOCK_FFN = 62, 12

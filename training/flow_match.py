@@ -16,8 +16,14 @@ def training_sigmas() -> torch.Tensor:
 
 
 @functools.cache
-def timestep_weights() -> torch.Tensor:
-    """Weight of the loss at each of :func:`training_sigmas`: ``[1000]``, a bell around 500, 0 at index 0, mean 1."""
+def timestep_weights(kind: str = "bell") -> torch.Tensor:
+    """Weight of the loss at each of :func:`training_sigmas`, ``[1000]``.
+
+    Args:
+        kind: "bell" for the published one, around 500, 0 at index 0, mean 1; "even" for ones.
+    """
+    if kind == "even":
+        return torch.ones(schedule.NUM_TRAIN_TIMESTEPS)
     timesteps = training_sigmas() * schedule.NUM_TRAIN_TIMESTEPS
     bell = torch.exp(-2 * ((timesteps - 500) / 1000) ** 2)
     bell = bell - bell.min()
@@ -58,6 +64,7 @@ def losses(
     reference_latents: torch.Tensor | None = None,
     reference_first: bool = False,
     rounding: str = "shipped",
+    weights: str = "bell",
 ) -> torch.Tensor:
     """Weighted mean squared error of the predicted velocity (noise minus latents), of each sample.
 
@@ -67,13 +74,13 @@ def losses(
         latents, noise: ``[B, C, F, h, w]``. timestep_id: see :func:`lookup`.
         context: ``[B, N, dim]`` of the connector.
         source_latents: like ``latents``, or None (the published first stage). reference_latents: ``[B, C, R, h, w]``.
-        reference_first: ``ref_pad_first``.
+        reference_first: ``ref_pad_first``. weights: see :func:`timestep_weights`.
 
     Returns:
         float32 ``[B]``.
     """
     timestep, index = lookup(timestep_id, rounding)
-    sigma, weight = training_sigmas()[index], timestep_weights()[index].to(latents.device)
+    sigma, weight = training_sigmas()[index], timestep_weights(weights)[index].to(latents.device)
     velocity = predict(
         *(transformer, source_embedder, ref_embedder),
         *(add_noise(latents, noise, sigma), timestep, sigma, context, source_latents, reference_latents),

@@ -91,7 +91,9 @@ class KiwiModel(nn.Module):
             if config.objective == "distill":
                 losses = distill.losses(self, modules, batch, arguments)
             else:
-                losses = flow_match.losses(*modules, batch.latents, batch.noise, batch.timestep_ids, **arguments)
+                losses = flow_match.losses(
+                    *modules, batch.latents, batch.noise, batch.timestep_ids, **arguments, weights=config.loss_weights
+                )
             return losses + self._touch() if self.training and self.shared else losses
 
     def conditions(self, batch: Batch) -> dict:

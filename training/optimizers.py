@@ -16,6 +16,8 @@ def build(config: Config, parameters: Iterable[torch.nn.Parameter], device: torc
     common = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, betas=config.betas, fused=device.type == "cuda", **common)
+    if config.optimizer == "muon":
+        return Muon(parameters, betas=config.betas, **common)
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(parameters, **common)
     if config.optimizer == "prodigy":
@@ -25,6 +27,37 @@ def build(config: Config, parameters: Iterable[torch.nn.Parameter], device: torc
             raise ValueError("Prodigy is not installed; pip install prodigyopt, or choose --optimizer adamw.") from None
         return Prodigy(parameters, betas=config.betas, use_bias_correction=True, safeguard_warmup=True, **common)
     return _eight_bit(config, parameters, common)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan, 2024) of matrices, AdamW of all else, at rates that mean the same for both.
+
+    Args:
+        betas: of AdamW.
+    """
+
+    def __init__(
+        self, params: Iterable[torch.nn.Parameter], lr: float, weight_decay: float, betas: tuple[float, float]
+    ):
+        params = list(params)
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError("Muon needs torch 2.9 or newer; install one, or choose --optimizer adamw.")
+        matrices, others = ([p for p in params if (p.ndim == 2) == wanted] for wanted in (True, False))
+        common = {"lr": lr, "weight_decay": weight_decay}
+        self._parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self._parts.append(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **common))
+        if others:
+            self._parts.append(torch.optim.AdamW(others, betas=betas, **common))
+        # One state and one list of groups, whoever reads or writes them.
+        for part in self._parts:
+            part.state = self.state
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+
+    def step(self, closure=None):
+        for part in self._parts:
+            part.step()
 
 
 def _eight_bit(config: Config, parameters: list, common: dict) -> torch.optim.Optimizer:

@@ -73,6 +73,8 @@ class Parallel:
                 raise ValueError("ZeRO-3 cannot train this model; use ZeRO-2, or FSDP2, which shares weights too.")
         elif self.processes > 1:
             self.mode = "fsdp2" if _asked_for("FSDP") else "ddp"
+        if config.optimizer == "muon" and self.mode in ("fsdp2", "deepspeed"):
+            raise ValueError("Muon needs whole matrices, which these processes share; choose --optimizer adamw.")
         self._forward: nn.Module | None = None
         self._accumulation = 1
 

@@ -205,29 +205,30 @@ def tiny_distill():
 
 def _nano() -> dict:
     return {
-        "architecture": "nano", "max_pixels": 64 * 64, "max_frames": 9, "mllm_max_pixels": 224 * 224, "lr": 1e-3,
-        "warmup_steps": 50, "schedule": "cosine", "precision": "bf16", "base_dtype": "fp32", "batch_size": 64,
-        "mllm_rank": 16, "checkpointing": False, "save_every": 250, "keep_checkpoints": 1, "validation_rows": 16,
-        "validate_every": 500, "reference_scales": 4, "ema_decay": 0.998, "trackers": (),
+        "architecture": "nano", "max_pixels": 64 * 64, "max_frames": 9, "mllm_max_pixels": 224 * 224, "lr": 2e-3,
+        "optimizer": "muon", "warmup_steps": 50, "schedule": "cosine", "precision": "bf16", "base_dtype": "fp32",
+        "batch_size": 32, "loss_weights": "even", "mllm_rank": 16, "checkpointing": False, "save_every": 250,
+        "keep_checkpoints": 1, "validation_rows": 16, "validate_every": 500, "reference_scales": 4, "ema_decay": 0.998,
+        "trackers": (),
     }  # fmt: skip
 
 
 @recipe
 def nano_stage1():
     """Stage 1 of the small model that is trained from nothing in a toy world, see ``training/nano``."""
-    return _stage1() | _nano() | {"max_frames": 1, "steps": 120}
+    return _stage1() | _nano() | {"max_frames": 1, "steps": 200}
 
 
 @recipe
 def nano_stage2():
     """Stage 2 of the small model."""
-    return _stage2(0) | _nano() | {"steps": 900}
+    return _stage2(0) | _nano() | {"steps": 1200}
 
 
 @recipe
 def nano_stage3():
     """Stage 3 of the small model."""
-    return _stage3() | _nano() | {"steps": 1000, "lr": 7e-4, "exports": ("training", "diffusers")}
+    return _stage3() | _nano() | {"steps": 2000, "lr": 1.5e-3, "exports": ("training", "diffusers")}
 
 
 @recipe

@@ -57,15 +57,16 @@ def losses(
         forward: a ``KiwiModel`` or what wraps it, in evaluation mode.
     """
     found: dict[str, list[float]] = {}
+    config = encoder.model.config
     for sample in chosen:
         batch = collate(encoder, [sample])
         batch.context = forward(batch, context_only=True)
         for timestep in timesteps:
             batch.timestep_ids = torch.tensor([timestep])
-            _, index = flow_match.lookup(timestep, encoder.model.config.rounding)
-            weight = flow_match.timestep_weights()[index].item()
+            _, index = flow_match.lookup(timestep, config.rounding)
+            weight = flow_match.timestep_weights(config.loss_weights)[index].item()
             loss = forward(batch).item()
-            if encoder.model.config.objective == "flow_match":
+            if config.objective == "flow_match":
                 loss = loss / weight if weight else float("nan")
             found.setdefault(f"{sample.kind}/{timestep}", []).append(loss)
     return found

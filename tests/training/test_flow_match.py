@@ -105,6 +105,19 @@ def test_a_timestep_that_rounds_to_pure_noise_teaches_nothing():
 
 
 @torch.no_grad()
+def test_even_weights_count_every_timestep_the_same():
+    transformer, _, _ = golden.dit_modules()
+    given = [transformer, None, None, GOLDEN["input_latents"], GOLDEN["noise"]]
+    for timestep_id in (3, 300, 900):
+        bell, even = (
+            flow_match.losses(*given, timestep_id, GOLDEN["context"], weights=kind).item() for kind in ("bell", "even")
+        )
+        weight = flow_match.timestep_weights()[flow_match.lookup(timestep_id)[1]].item()
+        assert bell == pytest.approx(even * weight, rel=1e-5)
+        assert even > 0
+
+
+@torch.no_grad()
 def test_a_batch_is_the_mean_of_its_samples():
     transformer, source_embedder, _ = golden.dit_modules()
     generator = torch.Generator().manual_seed(0)

@@ -17,10 +17,22 @@ from training import base, batches, model
 from training.data.loader import Sample
 from training.encode import Encoder
 from training.model import At
-from training.nano import ablations, autoencoder, bench, build, edits, feed, language, pretraining, tokens, words, world
+from training.nano import (
+    ablations,
+    autoencoder,
+    bench,
+    build,
+    edits,
+    feed,
+    language,
+    pretraining,
+    tokens,
+    words,
+    world,
+)
 
 TINY = {
-    "scale": 0.0005, "rows": (12_000, 16_000, 16_000), "batch_size": 2, "clips": 2, "pictures": 2, "questions": 4,
+    "scale": 0.0005, "rows": (12_000, 16_000, 12_000, 8000), "batch_size": 2, "clips": 2, "pictures": 2, "questions": 4,
     "workers": 0, "device": "cpu", "fused": False,
 }  # fmt: skip
 
@@ -220,7 +232,7 @@ def test_on_a_gpu_each_step_begins_when_what_it_needs_is_done(tmp_path, monkeypa
 
 
 def test_a_plan_survives_its_command_line():
-    plan = build.Plan(output=Path("somewhere"), **TINY | {"rows": (1, 2, 3), "stage_steps": (4, 5, 6)})
+    plan = build.Plan(output=Path("somewhere"), **TINY | {"rows": (1, 2, 3, 4), "stage_steps": (4, 5, 6)})
     assert tyro.cli(build.Plan, args=build._arguments(plan)) == plan
 
 
@@ -249,6 +261,27 @@ def test_the_ablations_are_trained_measured_and_reported_once(trained, tmp_path,
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
     with pytest.raises(ValueError, match="There is no variant 'everythin'; there are 'everything', "):
         ablations.run(plan, (0,), ("everythin",))
+
+
+def test_the_curriculum_starts_with_connectors_that_tell_colours_apart(trained):
+    plan, _ = trained
+    pipe = KiwiEditPipeline.from_pretrained(plan.output / build.BASE, torch.float32)
+    states, contexts = [], []
+    pipe.mllm_encoder.connector.connector.register_forward_hook(
+        lambda _, given, made: (states.append(given[0][0]), contexts.append(made[0]))
+    )
+    with torch.no_grad():
+        for seed in range(60):
+            edit = edits.draw("local_change", seed)
+            pipe.mllm_encoder(pipe.mllm_encoder.prepare(edit.prompt, world.render(edit.before)))
+
+    def quiet(rows):
+        """How far the tenth direction is below the loudest."""
+        strengths = torch.linalg.svdvals(torch.cat(rows) - torch.cat(rows).mean(dim=0))
+        return strengths[9] / strengths[0]
+
+    assert quiet(contexts) > 3 * quiet(states)
+    assert 0.1 < torch.cat(contexts).square().mean().sqrt() < 0.6
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +351,5 @@ def test_each_ablation_leaves_out_what_it_is_named_for(ref_batch):
     plain = build_model(ablations.PlainSource)
     whole = build_model(model.KiwiModel)
     points = [At(late.noise, torch.tensor([0.001]))] * 2
-    faded, kept = (
-        (each(late, points[0]) - each(gone, points[1])).abs().mean() for each in (whole, plain)
-    )
+    faded, kept = ((each(late, points[0]) - each(gone, points[1])).abs().mean() for each in (whole, plain))
     assert faded < kept / 100

@@ -147,7 +147,7 @@ def test_an_edit_of_another_size_is_refused():
 
 
 def test_rows_are_read_like_any_others_and_are_exact(tmp_path):
-    pattern = rows.write(tmp_path, 3, 2, 2, seed=1, workers=1)
+    pattern = rows.write(tmp_path, (3, 2, 2, 1), seed=1, workers=1)
     found = read_rows([pattern])
     assert len(found) == 7
     (row,) = [row for row in found if row.id == "ref-1-0"]
@@ -165,10 +165,10 @@ def test_a_clip_in_which_nothing_moves_keeps_its_length(tmp_path):
 
 
 def test_rows_that_are_there_are_not_written_again(tmp_path):
-    rows.write(tmp_path, 2, 0, 0, workers=1)
+    rows.write(tmp_path, (2, 0, 0, 0), workers=1)
     (table,) = tmp_path.glob("*/rows.jsonl")
     before = table.stat().st_mtime_ns
-    rows.write(tmp_path, 2, 1, 0, workers=1)
+    rows.write(tmp_path, (2, 1, 0, 0), workers=1)
     assert table.stat().st_mtime_ns == before
     assert len(list(tmp_path.glob("*/rows.jsonl"))) == 2
 

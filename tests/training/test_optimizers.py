@@ -68,7 +68,7 @@ class Quadratic(nn.Module):
 
 def build(name, of, **changes):
     config = recipes.get("tiny_stage3").replace(
-        optimizer=name, lr=1.0 if name == "prodigy" else 0.05, weight_decay=0.0, **changes
+        optimizer=name, lr={"prodigy": 1.0, "muon": 0.2}.get(name, 0.05), weight_decay=0.0, **changes
     )
     return optimizers.build(config, of.parameters(), CPU)
 
@@ -80,7 +80,13 @@ def descend(of, optimizer, steps):
         optimizer.step()
 
 
-PACKAGES = {"adamw": "torch", "adafactor": "torch", "adamw8bit": ("bitsandbytes", "torchao"), "prodigy": "prodigyopt"}
+PACKAGES = {
+    "adamw": "torch",
+    "muon": "torch",
+    "adafactor": "torch",
+    "adamw8bit": ("bitsandbytes", "torchao"),
+    "prodigy": "prodigyopt",
+}
 
 
 @pytest.fixture(params=OPTIMIZERS)
@@ -135,6 +141,23 @@ def test_a_missing_package_is_one_sentence(monkeypatch, name, missing, said):
         build(name, Quadratic())
     assert "--optimizer adamw." in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_muon_turns_matrices_and_leaves_the_rest_to_adamw():
+    of = Quadratic()
+    before = of.matrix.detach().clone()
+    descend(of, build("muon", of), 1)
+    step = before - of.matrix.detach()
+    strengths = torch.linalg.svdvals(step)
+    assert strengths.min() > 0.5 * strengths.max()  # every direction moves about as far, whatever its gradient
+    gradient = torch.linalg.svdvals(2 * (before - 1))
+    assert gradient.min() < 0.5 * gradient.max()
+
+
+def test_muon_in_an_old_torch_is_one_sentence(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ValueError, match="Muon needs torch 2.9 or newer; .*--optimizer adamw."):
+        build("muon", Quadratic())
 
 
 # Averages

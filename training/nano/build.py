@@ -29,7 +29,7 @@ from kiwi_core.checkpoints.parts import Parts
 
 from .. import architectures, base, cache_data, metrics, recipes, trainer
 from ..config import KINDS, Config
-from . import autoencoder, backbone, edits, feed, language, pretraining, rows, tokens
+from . import autoencoder, backbone, connector, edits, feed, language, pretraining, rows, tokens
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +52,18 @@ class Plan:
     """A trained VAE to start from instead of training one."""
     fused: bool = True
     """Whether the VAE is trained with compiled kernels, which take a minute to make."""
-    batch_size: int = 64
+    batch_size: int = 32
     clips: int = 32
     pictures: int = 96
     questions: int = 64
+    described: int = 64
+    """Clips or pictures in a batch of the DiT's, which learns to make them from descriptions."""
     vae_steps: int = 5000
     language_steps: int = 2500
     backbone_steps: int = 1500
-    stage_steps: tuple[int, int, int] = (120, 900, 1000)
-    rows: tuple[int, int, int] = (4000, 6500, 6500)
-    """Pictures, clips, and clips with references."""
+    stage_steps: tuple[int, int, int] = (200, 1200, 2000)
+    rows: tuple[int, int, int, int] = (12_000, 6500, 6500, 8000)
+    """Of each of :data:`training.nano.rows.KINDS`."""
 
     def count(self, number: int) -> int:
         """A number of steps or rows at this scale."""
@@ -127,7 +129,7 @@ def video_model(plan: Plan) -> None:
     torch.manual_seed(plan.seed)
     objective = backbone.Objective(backbone.new(), load_vae(plan).to(device), tokens.build())
     pretraining.train(
-        folder, objective, feed.ClipFeed(plan.batch_size, plan.batch_size, 0, plan.seed + 2),
+        folder, objective, feed.ClipFeed(plan.described, plan.described, 0, plan.seed + 2),
         lambda clips: objective(clips, device),
         pretraining.Schedule(plan.count(plan.backbone_steps), 1e-3, seed=plan.seed), device, plan.workers,
     )  # fmt: skip
@@ -136,17 +138,19 @@ def video_model(plan: Plan) -> None:
 
 def base_folder(plan: Plan) -> None:
     """Put the parts together as a released folder, which the curriculum starts from."""
-    _write_parts(plan, files.load_tensors(plan.output / "backbone" / "transformer.safetensors"), BASE)
+    parts = _parts(plan, files.load_tensors(plan.output / "backbone" / "transformer.safetensors"))
+    parts = dataclasses.replace(parts, connector=connector.whitened(parts, plan.seed))
+    released.write(parts, plan.output / BASE)
 
 
-def _write_parts(plan: Plan, transformer: dict[str, torch.Tensor], folder: str) -> None:
+def _parts(plan: Plan, transformer: dict[str, torch.Tensor]) -> Parts:
     tokenizer = tokens.build()
     dit_config = architectures.dit_config("nano")
     width = dit_config["num_attention_heads"] * dit_config["attention_head_dim"]
     config = architectures.qwen_config("nano", tokenizer)
     torch.manual_seed(plan.seed)
     embedder = architectures.new_embedder(width, dit_config["in_channels"])
-    parts = Parts(
+    return Parts(
         transformer=transformer,
         transformer_config=dit_config,
         source_embedder=embedder,
@@ -159,12 +163,11 @@ def _write_parts(plan: Plan, transformer: dict[str, torch.Tensor], folder: str) 
         tokenizer=tokenizer.to_str(),
         limits=architectures.limits("nano"),
     )
-    released.write(parts, plan.output / folder)
 
 
 def write_rows(plan: Plan) -> None:
     """Write the training rows."""
-    rows.write(plan.output / "rows", *map(plan.count, plan.rows), seed=plan.seed, workers=plan.workers)
+    rows.write(plan.output / "rows", [plan.count(number) for number in plan.rows], plan.seed, plan.workers)
 
 
 def stage_config(plan: Plan, stage: str, **changes) -> Config:
@@ -192,7 +195,7 @@ def stage_config(plan: Plan, stage: str, **changes) -> Config:
 
 def encoders(plan: Plan) -> None:
     """A model that can encode the rows, for which the DiT need not be trained yet."""
-    _write_parts(plan, backbone.new().state_dict(), ENCODERS)
+    released.write(_parts(plan, backbone.new().state_dict()), plan.output / ENCODERS)
 
 
 def cache(plan: Plan, kind: str) -> None:

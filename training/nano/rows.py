@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from tqdm import tqdm
 from . import edits, feed, world
 
 ROWS_A_PART = 250
+KINDS = ("image", "video", "ref", "ref-image")
+"""Pictures, clips, and clips and pictures with a reference: a picture costs a third of a clip and teaches as much
+about shapes."""
+_OF_ONE_FRAME = ("image", "ref-image")
 SHARES = {
     "global_style": 0.08, "background_change": 0.14, "local_change": 0.32, "local_remove": 0.17, "local_add": 0.29,
 }  # fmt: skip
@@ -26,14 +31,14 @@ REFERENCE_SHARES = {"subject_reference": 0.75, "background_reference": 0.25}
 _RATE = 12
 
 
-def write(folder: Path, pictures: int, videos: int, references: int, seed: int = 0, workers: int = 0) -> str:
-    """Write so many rows of each kind; what is there already stays, so that a kill loses one part at most.
+def write(folder: Path, counts: Sequence[int], seed: int = 0, workers: int = 0) -> str:
+    """Write so many rows of each of :data:`KINDS`; what is there already stays, so that a kill loses one part at most.
 
     Returns:
         The pattern of the tables, for ``--data``.
     """
     parts = []
-    for kind, count in (("image", pictures), ("video", videos), ("ref", references)):
+    for kind, count in zip(KINDS, counts, strict=True):
         for first in range(0, count, ROWS_A_PART):
             part = folder / f"{kind}-{first:06d}-{seed}"
             if not (part / "rows.jsonl").is_file():
@@ -47,10 +52,10 @@ def write(folder: Path, pictures: int, videos: int, references: int, seed: int =
 
 def row_edit(kind: str, number: int, seed: int) -> edits.Edit:
     """The edit of a training row."""
-    shares = REFERENCE_SHARES if kind == "ref" else SHARES
+    shares = REFERENCE_SHARES if kind.startswith("ref") else SHARES
     drawn = feed.training_seed("row", seed, kind, number)
     category = np.random.default_rng(drawn).choice(list(shares), p=list(shares.values()))
-    return edits.draw(str(category), drawn, frames=1 if kind == "image" else world.FRAMES)
+    return edits.draw(str(category), drawn, frames=1 if kind in _OF_ONE_FRAME else world.FRAMES)
 
 
 def write_row(folder: Path, name: str, edit: edits.Edit) -> dict:

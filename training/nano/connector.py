@@ -1,0 +1,65 @@
+"""The connectors that the curriculum starts from: they pass the language model's states on, every direction as loud.
+
+In these states a few directions drown all others, colours, shapes and places among them. A DiT learns what it is told
+several times faster from whitened ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from kiwi_core.checkpoints.parts import Parts
+from kiwi_core.mllm_encoder import MLLMEncoder
+from kiwi_core.pipeline import KiwiEditPipeline
+
+from . import feed, world
+
+_EDITS = 280
+_DAMPING = 0.03
+"""Of the loudest direction: what is below stays quieter."""
+_LOUDNESS = 0.5
+
+
+@torch.no_grad()
+def whitened(parts: Parts, seed: int) -> dict[str, torch.Tensor]:
+    """Queries as they are in a model, and connectors that whiten the states which its language model has of edits.
+
+    The damped states come out in random directions of the DiT's width, with a root mean square of up to 0.5.
+    """
+    encoder = KiwiEditPipeline.from_parts(parts, torch.float32).mllm_encoder
+    heads = encoder.connector.connector, encoder.connector.ref_connector
+    seen: list[list[torch.Tensor]] = [[] for _ in heads]
+    hooks = [
+        head.register_forward_pre_hook(lambda _, given, states=states: states.append(given[0].flatten(0, -2)))
+        for head, states in zip(heads, seen)
+    ]
+    for number in range(_EDITS):
+        _show(encoder, feed.training_seed("connector", seed, number), frames=world.FRAMES if number % 3 else 1)
+    for hook in hooks:
+        hook.remove()
+    generator = torch.Generator().manual_seed(seed)
+    for head, states in zip(heads, seen):
+        _whiten(head, torch.cat(states), generator)
+    return {name: tensor.clone() for name, tensor in encoder.connector.state_dict().items()}
+
+
+def _show(encoder: MLLMEncoder, seed: int, frames: int) -> None:
+    edit = feed.random_edit(seed, frames)
+    encoder(encoder.prepare(edit.prompt, world.render(edit.before), edit.reference_picture()))
+
+
+def _whiten(head: nn.Sequential, states: torch.Tensor, generator: torch.Generator) -> None:
+    """Make an MLP with GELU the damped whitening of ``[N, D]``, by GELU(x) - GELU(-x) = x."""
+    first, _, last = head
+    mean = states.mean(dim=0)
+    variances, directions = torch.linalg.eigh(torch.cov(states.T))
+    scales = (variances.clamp(min=0) + _DAMPING**2 * variances.max()).rsqrt()
+    whitening = directions * scales @ directions.T
+    first.weight.copy_(torch.cat([whitening, -whitening]))
+    first.bias.copy_(first.weight @ -mean)
+    out, width = last.out_features, len(mean)
+    turned = torch.linalg.qr(torch.randn(out, out, generator=generator))[0][:, :width]
+    turned = turned * (out / width) ** 0.5 * _LOUDNESS
+    last.weight.copy_(torch.cat([turned, -turned], dim=1))
+    last.bias.zero_()
