@@ -156,6 +156,8 @@ class Config:
     checkpointing: bool = True
     """Compute the activations of DiT and language model again in the backward pass."""
 
+    compile: bool = False
+    """Fuse the DiT's blocks with torch.compile, once for each shape: minutes at first, then faster updates."""
     deterministic: bool = False
     """Slower kernels on a GPU that give the same bits in every run; a CPU's always do."""
 

@@ -228,7 +228,7 @@ def nano_stage2():
 @recipe
 def nano_stage3():
     """Stage 3 of the small model."""
-    return _stage3() | _nano() | {"steps": 2000, "lr": 1.5e-3, "exports": ("training", "diffusers")}
+    return _stage3() | _nano() | {"steps": 1600, "lr": 1.5e-3, "exports": ("training", "diffusers")}
 
 
 @recipe

@@ -52,7 +52,7 @@ CONFIG, CHECKPOINTS, SAMPLES, BAD_BATCH = "config.json", "checkpoints", "samples
 _FREE = {
     "output", "steps", "accumulation", "workers", "save_every", "keep_checkpoints", "keep_every", "validate_every",
     "sample_every", "sample_rows", "sample_steps", "trackers", "exports", "device", "cache", "max_broken_share",
-    "checkpointing",
+    "checkpointing", "compile",
 }  # fmt: skip
 _BANDS = 4
 
@@ -121,6 +121,9 @@ class _Run:
         self._restore_model(found)
         for module in self._modules_in_use():
             module.to(self.device)
+        if config.compile:
+            for block in self.model.dit.blocks:
+                block.compile(dynamic=False)
         self.model.shared = self.parallel.processes > 1
         self.encoder = Encoder(self.model, self.device)
         self.forward, self.optimizer = self.parallel.prepare(

@@ -166,6 +166,17 @@ def test_checkpointing_changes_no_gradient(tiny_model, pairs, tmp_path):
             torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-6)
 
 
+def test_compiled_blocks_leave_the_same_weights(quick):
+    plain, compiled = quick(output="plain", steps=2), quick(output="compiled", steps=2, compile=True)
+    trainer.train(plain)
+    # The same without the minute that compiling takes.
+    with torch.compiler.set_stance("force_eager"):
+        trainer.train(compiled)
+    weights = [load_file(Path(config.output) / "exports" / "training.safetensors") for config in (plain, compiled)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_only_what_a_kind_uses_has_gradients(tiny_model, pairs, tmp_path):
     config = training_data.config("tiny_stage3", tiny_model / "released", pairs, tmp_path)
     parts, start = base.read(config)

@@ -51,7 +51,7 @@ class Plan:
     vae_file: str = ""
     """A trained VAE to start from instead of training one."""
     fused: bool = True
-    """Whether the VAE is trained with compiled kernels, which take a minute to make."""
+    """Whether VAE and DiT are trained with compiled kernels, which take a minute or two to make."""
     batch_size: int = 32
     clips: int = 32
     pictures: int = 96
@@ -61,8 +61,8 @@ class Plan:
     vae_steps: int = 5000
     language_steps: int = 2500
     backbone_steps: int = 1500
-    stage_steps: tuple[int, int, int] = (200, 1200, 2000)
-    rows: tuple[int, int, int, int] = (12_000, 6500, 6500, 8000)
+    stage_steps: tuple[int, int, int] = (200, 1200, 1600)
+    rows: tuple[int, int, int, int] = (12_000, 6500, 6500, 5000)
     """Of each of :data:`training.nano.rows.KINDS`."""
 
     def count(self, number: int) -> int:
@@ -181,6 +181,7 @@ def stage_config(plan: Plan, stage: str, **changes) -> Config:
         "steps": plan.count(plan.stage_steps[number]),
         "batch_size": plan.batch_size,
         "workers": plan.workers,
+        "compile": plan.fused,
         "seed": plan.seed,
         "device": plan.device,
     }
