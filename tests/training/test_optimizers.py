@@ -156,7 +156,7 @@ def test_muon_turns_matrices_and_leaves_the_rest_to_adamw():
 
 def test_muon_in_an_old_torch_is_one_sentence(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(ValueError, match="Muon needs torch 2.9 or newer; .*--optimizer adamw."):
+    with pytest.raises(ValueError, match=r"Muon needs torch 2\.9 or newer; .*--optimizer adamw\."):
         build("muon", Quadratic())
 
 
