@@ -280,7 +280,7 @@ def test_the_curriculum_starts_with_connectors_that_tell_colours_apart(trained):
         strengths = torch.linalg.svdvals(torch.cat(rows) - torch.cat(rows).mean(dim=0))
         return strengths[9] / strengths[0]
 
-    assert quiet(contexts) > 3 * quiet(states)
+    assert quiet(contexts) > 2 * quiet(states)
     assert 0.1 < torch.cat(contexts).square().mean().sqrt() < 0.6
 
 
