@@ -149,7 +149,8 @@ def test_an_edit_of_another_size_is_refused():
 def test_rows_are_read_like_any_others_and_are_exact(tmp_path):
     pattern = rows.write(tmp_path, (3, 2, 2, 1), seed=1, workers=1)
     found = read_rows([pattern])
-    assert len(found) == 7
+    assert len(found) == 8
+    assert [row.target.probe().frames for row in found if row.reference] == [9, 9, 1]
     (row,) = [row for row in found if row.id == "ref-1-0"]
     edit = rows.row_edit("ref", 0, seed=1)
     assert row.prompt == edit.prompt
