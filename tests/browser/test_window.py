@@ -1,12 +1,13 @@
 """What ComfyUI shows of the pack around the canvas: templates, blueprint, help, Chinese, missing model folders."""
 
+import contextlib
 import json
 import re
 
 import comfyui
 import props
 import pytest
-from playwright.sync_api import TimeoutError
+from playwright import sync_api
 
 WORKFLOWS = comfyui.REPO / "workflows"
 BLUEPRINT = "Video Edit (Kiwi-Edit)"
@@ -42,11 +43,9 @@ def search(page):
     box = page.get_by_role("dialog").get_by_role("combobox")
     for _ in range(5):
         page.locator("canvas#graph-canvas").dblclick(position={"x": 500, "y": 300})
-        try:
+        with contextlib.suppress(sync_api.TimeoutError):
             box.wait_for(timeout=6000)
             break
-        except TimeoutError:
-            continue
     return box
 
 

@@ -145,9 +145,10 @@ def test_a_missing_package_is_one_sentence(monkeypatch, name, missing, said):
 
 def test_muon_turns_matrices_and_leaves_the_rest_to_adamw():
     of = Quadratic()
-    before = of.matrix.detach().clone()
+    before, bias = of.matrix.detach().clone(), of.bias.detach().clone()
     descend(of, build("muon", of), 1)
     step = before - of.matrix.detach()
+    torch.testing.assert_close(bias - of.bias.detach(), 0.2 * torch.sign(bias + 1))  # AdamW's first
     strengths = torch.linalg.svdvals(step)
     assert strengths.min() > 0.5 * strengths.max()  # every direction moves about as far, whatever its gradient
     gradient = torch.linalg.svdvals(2 * (before - 1))

@@ -166,12 +166,21 @@ def test_checkpointing_changes_no_gradient(tiny_model, pairs, tmp_path):
             torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_compiled_blocks_leave_the_same_weights(quick):
+def test_compiled_blocks_leave_the_same_weights(quick, monkeypatch):
+    blocks, original = [], torch.nn.Module.compile
+
+    def noted(module, **given):
+        blocks.append(type(module).__name__)
+        original(module, **given)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", noted)
     plain, compiled = quick(output="plain", steps=2), quick(output="compiled", steps=2, compile=True)
     trainer.train(plain)
+    assert blocks == []
     # The same without the minute that compiling takes.
     with torch.compiler.set_stance("force_eager"):
         trainer.train(compiled)
+    assert blocks == ["WanTransformerBlock"] * 2
     weights = [load_file(Path(config.output) / "exports" / "training.safetensors") for config in (plain, compiled)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

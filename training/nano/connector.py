@@ -30,18 +30,14 @@ def whitened(parts: Parts, seed: int) -> dict[str, torch.Tensor]:
     encoder = KiwiEditPipeline.from_parts(parts, torch.float32).mllm_encoder
     heads = encoder.connector.connector, encoder.connector.ref_connector
     seen: list[list[torch.Tensor]] = [[] for _ in heads]
-    hooks = [
+    for head, states in zip(heads, seen):
         head.register_forward_pre_hook(lambda _, given, states=states: states.append(given[0].flatten(0, -2)))
-        for head, states in zip(heads, seen)
-    ]
     for number in range(_EDITS):
         _show(encoder, feed.training_seed("connector", seed, number), frames=world.FRAMES if number % 3 else 1)
-    for hook in hooks:
-        hook.remove()
     generator = torch.Generator().manual_seed(seed)
     for head, states in zip(heads, seen):
         _whiten(head, torch.cat(states), generator)
-    return {name: tensor.clone() for name, tensor in encoder.connector.state_dict().items()}
+    return dict(encoder.connector.state_dict())
 
 
 def _show(encoder: MLLMEncoder, seed: int, frames: int) -> None:
@@ -56,10 +52,11 @@ def _whiten(head: nn.Sequential, states: torch.Tensor, generator: torch.Generato
     variances, directions = torch.linalg.eigh(torch.cov(states.T))
     scales = (variances.clamp(min=0) + _DAMPING**2 * variances.max()).rsqrt()
     whitening = directions * scales @ directions.T
-    first.weight.copy_(torch.cat([whitening, -whitening]))
-    first.bias.copy_(first.weight @ -mean)
+    # New tensors: the old ones are those of the parts that were given.
+    first.weight.data = torch.cat([whitening, -whitening])
+    first.bias.data = first.weight @ -mean
     out, width = last.out_features, len(mean)
     turned = torch.linalg.qr(torch.randn(out, out, generator=generator))[0][:, :width]
     turned = turned * (out / width) ** 0.5 * _LOUDNESS
-    last.weight.copy_(torch.cat([turned, -turned], dim=1))
-    last.bias.zero_()
+    last.weight.data = torch.cat([turned, -turned], dim=1)
+    last.bias.data = torch.zeros(out)

@@ -22,7 +22,6 @@ ROWS_A_PART = 250
 KINDS = ("image", "video", "ref", "ref-image")
 """Pictures, clips, and clips and pictures with a reference: a picture costs a third of a clip and teaches as much
 about shapes."""
-_OF_ONE_FRAME = ("image", "ref-image")
 SHARES = {
     "global_style": 0.08, "background_change": 0.14, "local_change": 0.32, "local_remove": 0.17, "local_add": 0.29,
 }  # fmt: skip
@@ -55,7 +54,7 @@ def row_edit(kind: str, number: int, seed: int) -> edits.Edit:
     shares = REFERENCE_SHARES if kind.startswith("ref") else SHARES
     drawn = feed.training_seed("row", seed, kind, number)
     category = np.random.default_rng(drawn).choice(list(shares), p=list(shares.values()))
-    return edits.draw(str(category), drawn, frames=1 if kind in _OF_ONE_FRAME else world.FRAMES)
+    return edits.draw(str(category), drawn, frames=1 if kind.endswith("image") else world.FRAMES)
 
 
 def write_row(folder: Path, name: str, edit: edits.Edit) -> dict:
