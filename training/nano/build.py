@@ -61,8 +61,8 @@ class Plan:
     vae_steps: int = 5000
     language_steps: int = 2500
     backbone_steps: int = 1500
-    stage_steps: tuple[int, int, int] = (200, 1200, 1600)
-    rows: tuple[int, int, int, int] = (12_000, 6500, 6500, 5000)
+    stage_steps: tuple[int, int, int] = (200, 1200, 5000)
+    rows: tuple[int, int, int, int] = (10_000, 5000, 2500, 4000)
     """Of each of :data:`training.nano.rows.KINDS`."""
 
     def count(self, number: int) -> int:
@@ -211,11 +211,12 @@ def stage(plan: Plan, name: str) -> None:
 
 
 def pack(plan: Plan) -> None:
-    """The trained model in bfloat16, with the logs, plots and settings of its training beside it."""
+    """The trained model in 16 bits, with the logs, plots and settings of its training beside it."""
     parts = released.read(plan.output / STAGES[-1] / base.EXPORTS / "diffusers")
-    halves = {
-        part: {name: load(tensor).bfloat16() for name, tensor in getattr(parts, part).items()} for part in _WEIGHTS
-    }
+    halves = {}
+    for part in _WEIGHTS:
+        kind = torch.float16 if part == "vae" else torch.bfloat16  # it keeps more of a picture; others need the range
+        halves[part] = {name: load(tensor).to(kind) for name, tensor in getattr(parts, part).items()}
     folder = plan.output / MODEL
     released.write(dataclasses.replace(parts, **halves), folder)
     logs = folder / "training"

@@ -88,6 +88,10 @@ def new_style(seed: int, frames: int = world.FRAMES) -> Edit:
     return dataclasses.replace(edit, prompt=f"Make the video {world.NEW_STYLE}.", after=after)
 
 
+def _phase(rng: np.random.Generator) -> tuple[float, float]:
+    return tuple(map(float, rng.choice([0, 8, 16, 24], 2)))
+
+
 def _choose(rng: np.random.Generator, options):
     options = list(options)
     if not options:
@@ -108,8 +112,8 @@ def _pairs(split: str, wanted: bool) -> tuple[tuple[str, str], ...]:
 
 def random_scene(rng: np.random.Generator, frames: int, split: str = "seen", most: int = 3) -> Scene:
     """A scene of up to ``most`` things, no two of one colour or shape; the split shows in the first of them."""
-    ground = Ground(*_choose(rng, _PAIRS), tuple(float(side) for side in rng.uniform(0, 32, 2)))
-    pan = tuple(float(side) for side in rng.choice([-0.6, -0.3, 0.0, 0.3, 0.6], 2))
+    ground = Ground(*_choose(rng, _PAIRS), _phase(rng))
+    pan = _choose(rng, world.MOTIONS)
     scene = Scene(ground, (), pan, frames)
     for number in range(int(rng.integers(1, most + 1))):
         try:
@@ -124,11 +128,10 @@ def random_scene(rng: np.random.Generator, frames: int, split: str = "seen", mos
 def _with_thing(rng: np.random.Generator, scene: Scene, pairs) -> Scene:
     """With one thing more, of one of these colours and shapes, that goes its own way."""
     colour, shape = _choose(rng, _possible(scene, pairs))
-    radius = float(rng.uniform(12, 15))
     for _ in range(30):
-        x, y = rng.uniform(radius, SIZE - radius, 2)
-        dx, dy = np.array(scene.pan) + rng.uniform(-0.4, 0.4, 2)
-        thing = Thing(shape, colour, _choose(rng, world.TEXTURES), radius, *map(float, (x, y, dx, dy)))
+        x, y = rng.choice(world.GRID, 2)
+        dx, dy = np.add(scene.pan, _choose(rng, world.MOTIONS))
+        thing = Thing(shape, colour, _choose(rng, world.TEXTURES), world.RADIUS, *map(float, (x, y, dx, dy)))
         if _fits(scene, thing):
             return dataclasses.replace(scene, things=(*scene.things, thing))
     raise _Impossible
@@ -197,8 +200,8 @@ def _background(rng, split: str, frames: int, category: str = "background_change
     same = (colour, pattern) == (scene.ground.colour, scene.ground.pattern)
     if same or not all(world.contrast(thing.colour, colour) for thing in scene.things):
         raise _Impossible
-    # A new ground begins where the frame does.
-    ground = Ground(colour, pattern)
+    # One that words ask for begins where the frame does, one of a picture where it does there.
+    ground = Ground(colour, pattern) if category == "background_change" else Ground(colour, pattern, _phase(rng))
     after = dataclasses.replace(scene, ground=ground)
     if category == "background_change":
         prompt = _say(rng, split, "background", ground=words.name_ground(ground))
@@ -242,7 +245,7 @@ def _placed(rng, scene: Scene, pairs) -> tuple[str, Thing]:
     """A new thing that stands still in the scene, and the place's name."""
     place = _choose(rng, words.PLACES)
     colour, shape = _choose(rng, _possible(scene, pairs))
-    thing = Thing(shape, colour, "plain", 13.0, *map(float, words.PLACES[place]), *scene.pan)
+    thing = Thing(shape, colour, "plain", world.RADIUS, *map(float, words.PLACES[place]), *scene.pan)
     if not _fits(scene, thing):
         raise _Impossible
     return place, thing

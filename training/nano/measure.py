@@ -111,7 +111,8 @@ def alternatives(edit: Edit) -> Iterator[tuple[str, Scene]]:
         for colour in world.GROUNDS:
             for pattern in world.PATTERNS:
                 if (colour, pattern) != (after.ground.colour, after.ground.pattern):
-                    yield f"{colour} {pattern}", dataclasses.replace(after, ground=Ground(colour, pattern))
+                    ground = Ground(colour, pattern, after.ground.phase)
+                    yield f"{colour} {pattern}", dataclasses.replace(after, ground=ground)
         return
     if edit.task == "remove":
         scene, place = edit.before, edit.thing

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .edits import Edit
 
 PLACES = {
-    "top left": (18, 18), "top right": (46, 18), "bottom left": (18, 46), "bottom right": (46, 46), "middle": (32, 32),
+    "top left": (16, 16), "top right": (48, 16), "bottom left": (16, 48), "bottom right": (48, 48), "middle": (32, 32),
 }  # fmt: skip
 """Where things are asked for, in pixels of the middle frame."""
 

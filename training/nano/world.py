@@ -12,6 +12,11 @@ import numpy as np
 
 SIZE, FRAMES = 64, 9
 """Pixels of a side and frames of a clip."""
+RADIUS = 13.0
+GRID = (16, 24, 32, 40, 48)
+"""Where things are in the middle frame, along each side."""
+MOTIONS = ((0.0, 0.0), (0.5, 0.0), (-0.5, 0.0), (0.0, 0.5), (0.0, -0.5))
+"""Of the camera, and of a thing over its ground, in pixels a frame."""
 REFERENCE_SIZE = 112
 """Pixels of a reference's side: 4 x 4 tokens of the language model."""
 
