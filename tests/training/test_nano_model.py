@@ -9,7 +9,8 @@ import torch
 import tyro
 
 from kiwi_core import vae as vae_ops
-from kiwi_core.checkpoints import files, single_files
+from kiwi_core.checkpoints import files, released, single_files
+from kiwi_core.checkpoints.lazy import load
 from kiwi_core.checkpoints.vae_keys import LATENTS_MEAN
 from kiwi_core.mllm import SYSTEM_PROMPT
 from kiwi_core.pipeline import KiwiEditPipeline
@@ -185,6 +186,9 @@ def test_all_steps_lead_to_a_model_in_every_layout(trained, tmp_path):
 def test_the_model_fits_into_sixteen_megabytes_with_its_logs(trained):
     plan, folder = trained
     assert 14_000_000 < sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 15_500_000
+    parts = released.read(folder)
+    kinds = {part: {load(one).dtype for one in getattr(parts, part).values()} for part in ("vae", "transformer")}
+    assert kinds == {"vae": {torch.float16}, "transformer": {torch.bfloat16}}
     beside = {path.name for path in (folder / "training").iterdir()}
     assert beside >= {f"{step}{end}" for step in build.STAGES for end in (".json", ".jsonl", ".png")} | {"plan.json"}
     assert not any(str(plan.output) in path.read_text() for path in (folder / "training").glob("*.json"))

@@ -30,6 +30,22 @@ def test_an_edit_is_its_seed():
         assert np.array_equal(world.render(first.after), world.render(again.after))
 
 
+def test_a_ground_of_a_picture_begins_where_the_picture_does():
+    found = drawn("background_reference", count=12)
+    assert len({edit.reference.phase for edit in found}) > 4  # not one picture for each ground
+    for edit in found:
+        assert edit.after.ground == edit.reference
+        others = [scene for name, scene in measure.alternatives(edit) if name != "source"]
+        assert {scene.ground.phase for scene in others} == {edit.reference.phase}
+
+
+def test_things_are_of_one_size_and_on_the_grid():
+    for category in CATEGORIES:
+        for edit in drawn(category):
+            for thing in (*edit.before.things, *edit.after.things):
+                assert (thing.radius, {thing.x, thing.y} <= {*world.GRID}) == (world.RADIUS, True)
+
+
 def test_scenes_are_small_clips_of_bytes():
     edit = edits.draw("local_add", 3)
     clip = world.render(edit.before)

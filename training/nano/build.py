@@ -62,7 +62,7 @@ class Plan:
     language_steps: int = 2500
     backbone_steps: int = 1500
     stage_steps: tuple[int, int, int] = (200, 1200, 5000)
-    rows: tuple[int, int, int, int] = (10_000, 5000, 2500, 4000)
+    rows: tuple[int, int, int, int] = (12_000, 6500, 6500, 5000)
     """Of each of :data:`training.nano.rows.KINDS`."""
 
     def count(self, number: int) -> int:

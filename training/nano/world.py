@@ -13,6 +13,7 @@ import numpy as np
 SIZE, FRAMES = 64, 9
 """Pixels of a side and frames of a clip."""
 RADIUS = 13.0
+"""Of things, in pixels."""
 GRID = (16, 24, 32, 40, 48)
 """Where things are in the middle frame, along each side."""
 MOTIONS = ((0.0, 0.0), (0.5, 0.0), (-0.5, 0.0), (0.0, 0.5), (0.0, -0.5))
