@@ -31,7 +31,7 @@ $(OLDEST)/.installed: .venv/.installed
 	$(BIN)/pip install --no-deps --target $(OLDEST) $(OLDEST_PACKAGES)
 	touch $@
 
-demo: install ## edit a small clip in a real ComfyUI with random weights, into output/demo
+demo: install ## edit a clip of the toy world in a real ComfyUI, into output/demo
 	$(BIN)/python tools/demo.py
 
 test: test-library test-library-oldest test-comfyui test-comfyui-oldest ## run all tests but the browser's

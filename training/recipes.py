@@ -228,7 +228,9 @@ def nano_stage2():
 @recipe
 def nano_stage3():
     """Stage 3 of the small model."""
-    return _stage3() | _nano() | {"steps": 1600, "lr": 1.5e-3, "exports": ("training", "diffusers")}
+    return _stage3() | _nano() | {
+        "steps": 1600, "lr": 1.5e-3, "weight_decay": 0.1, "exports": ("training", "diffusers"),
+    }  # fmt: skip
 
 
 @recipe

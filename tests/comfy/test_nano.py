@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import av
 import comfyui
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from kiwi_core import KiwiEditPipeline
+from kiwi_core.checkpoints.convert import convert
 from training import cache_data, recipes, trainer
 from training.nano import bench, edits, measure, rows, world
 
@@ -29,14 +31,35 @@ def fixed_items():
     return chosen[:64]
 
 
-def graph(server, items, folder, lora=None):
+FROM_FOLDER = {
+    part: {"class_type": f"KiwiEditLoad{kind}", "inputs": {f"{part}_name": f"{NAME}/"}}
+    for part, kind in {"model": "Model", "vae": "VAE", "mllm": "MLLM", "connector": "Connector"}.items()
+}
+FROM_FOLDER["model"]["inputs"]["weight_dtype"] = "default"
+FROM_FILES = {
+    "model": {"class_type": "UNETLoader", "inputs": {"unet_name": f"{NAME}.safetensors", "weight_dtype": "default"}},
+    "vae": {"class_type": "VAELoader", "inputs": {"vae_name": f"{NAME}_vae.safetensors"}},
+    "mllm": {"class_type": "KiwiEditLoadMLLM", "inputs": {"mllm_name": f"{NAME}_mllm.safetensors"}},
+    "connector": {
+        "class_type": "KiwiEditLoadConnector", "inputs": {"connector_name": f"{NAME}_connector.safetensors"},
+    },
+}  # fmt: skip
+"""With the stock loaders where there are such."""
+
+
+def save_for_comfyui(path, frames):
+    """Without loss, and in the pixel format that ComfyUI takes as it is: of others it makes floats 0.4% too dark."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=12)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "rgb24"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def graph(server, items, folder, lora=None, loaders=FROM_FOLDER):
     """One prompt with the loaders once and a branch for each item, whose frames are saved as pictures."""
-    nodes = {
-        part: {"class_type": f"KiwiEditLoad{kind}", "inputs": {f"{part}_name": f"{NAME}/"}}
-        for part, kind in {"model": "Model", "vae": "VAE", "mllm": "MLLM", "connector": "Connector"}.items()
-    }
-    nodes["model"]["inputs"]["weight_dtype"] = "default"
-    model = ["model", 0]
+    nodes, model = dict(loaders), ["model", 0]
     if lora:
         said = {"lora_name": lora, "model": model, "strength_model": 1.0}
         nodes["lora"], model = {"class_type": "LoraLoaderModelOnly", "inputs": said}, ["lora", 0]
@@ -47,8 +70,8 @@ def graph(server, items, folder, lora=None):
 
     vae = ["vae", 0]
     for number, item in enumerate(items):
-        path = folder / f"nano{number}.mkv"
-        rows.save_exactly(path, world.render(item.edit.before))
+        path = folder / f"nano{number}.mov"
+        save_for_comfyui(path, world.render(item.edit.before))
         clip = server.put_input(path)
         video = add(f"video{number}", "LoadVideo", file=clip)
         size = {"max_pixels": 128 * 128, "max_frames": world.FRAMES, "multiple": 32}
@@ -76,10 +99,10 @@ def graph(server, items, folder, lora=None):
     return nodes
 
 
-def through_the_graph(server, items, folder, lora=None):
+def through_the_graph(server, items, folder, **given):
     """Frames of each item, uint8 ``[T, 64, 64, 3]``."""
     by_item = {number: [] for number in range(len(items))}
-    for path in sorted(server.output_files(server.run(graph(server, items, folder, lora)))):
+    for path in sorted(server.output_files(server.run(graph(server, items, folder, **given)))):
         by_item[int(path.name.split("_")[0])].append(np.asarray(Image.open(path).convert("RGB")))
     return [np.stack(frames) for frames in by_item.values()]
 
@@ -100,8 +123,21 @@ def test_graph_and_library_succeed_on_the_fixed_items_alike(server, pipeline, tm
     made = through_the_graph(server, items, tmp_path)
     by_library = [bench.model(pipeline)(item) for item in items]
     for item, ours, theirs in zip(items, by_library, made):
-        assert np.abs(ours.astype(int) - theirs.astype(int)).mean() < 1.0, item.name
+        assert np.abs(ours.astype(int) - theirs.astype(int)).mean() < 0.02, item.name
     assert min(successes(items, by_library), successes(items, made)) >= BOUND * len(items)
+
+
+def test_its_single_files_edit_alike(server, tmp_path):
+    for path in convert(FOLDER, "comfyui", tmp_path / "files"):
+        target = server.models_dir / path.relative_to(tmp_path / "files")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    items = bench.items({"seen": 1}, ["local_remove", "subject_reference"])
+    folder, files = (
+        through_the_graph(server, items, tmp_path, loaders=loaders) for loaders in (FROM_FOLDER, FROM_FILES)
+    )
+    for one, other in zip(folder, files, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_style_that_nothing_teaches_is_learned_from_a_few_clips(server, tmp_path):
@@ -121,6 +157,6 @@ def test_a_style_that_nothing_teaches_is_learned_from_a_few_clips(server, tmp_pa
     seeds = range(edits.BENCH_SEEDS, edits.BENCH_SEEDS + 12)
     items = [bench.Item(f"new_style/{seed}", seed, edits.new_style(seed)) for seed in seeds]
     plain = successes(items, through_the_graph(server, items, tmp_path))
-    styled = successes(items, through_the_graph(server, items, tmp_path, STYLE))
+    styled = successes(items, through_the_graph(server, items, tmp_path, lora=STYLE))
     assert plain <= 1
-    assert styled >= 9
+    assert styled >= 7

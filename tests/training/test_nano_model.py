@@ -252,7 +252,13 @@ def test_the_ablations_are_trained_measured_and_reported_once(trained, tmp_path,
     monkeypatch.setattr(bench, "STEPS", 1)
     chosen = ("everything", "without the reference latents", "all in one stage")
     table = ablations.run(plan, (0,), chosen).splitlines()
-    assert len(table) == 2 + len(chosen)
+    assert [sum(line.startswith(f"| {name} |") for line in table) for name in chosen] == [2, 2, 2]  # success and loss
+    measured = {name: files.read_json(plan.output / "ablations" / f"{name}-0" / "measured.json") for name in (
+        "everything", "without-the-reference-latents",
+    )}  # fmt: skip
+    assert measured["everything"]["loss"].keys() == set(bench.CATEGORIES)
+    assert all(0 < loss < 10 for loss in measured["everything"]["loss"].values())
+    assert measured["everything"] != measured["without-the-reference-latents"]
     folder = plan.output / "ablations"
     made = {path.relative_to(folder).as_posix() for path in folder.glob("*/stage*")}
     # What comes before a variant differs is trained once, for all.

@@ -1,7 +1,8 @@
 """The paper's ablations in small: the curriculum again with one thing left out, and what that costs on nano-bench.
 
-Every variant is trained from the same base with the same number of samples, by three seeds, and measured with the same
-noise. ``python -m training.nano ablate`` goes on where it was stopped.
+Every variant is trained from the same base with the same number of samples, by three seeds, and measured on the same
+items with the same noise: by success, and by the loss, which shows a difference long before so short a training
+succeeds. ``python -m training.nano ablate`` goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from kiwi_core.atomic import replacing
 from kiwi_core.checkpoints import files
 from kiwi_core.mllm import MLLMInputs
 
-from .. import base, batches, samples, trainer
+from .. import base, batches, samples, trainer, validation
 from .. import model as models
 from ..config import Config
 from ..data.loader import Sample
@@ -26,7 +27,8 @@ from ..encode import Encoder
 from . import bench, build, edits, measure, world
 
 SEEDS = (0, 1, 2)
-SUCCESS = "success.json"
+MEASURED = "measured.json"
+SUCCESS, LOSS = "success", "loss"
 STEPS = {"stage1": 100, "stage2": 400, "stage3": 400}
 """Updates of each stage."""
 COUNTS = {"seen": 16, "composition": 16}
@@ -146,9 +148,9 @@ def run(plan: build.Plan, seeds: Sequence[int] = SEEDS, names: Sequence[str] = (
             raise ValueError(f"There is no variant {name!r}; there are {', '.join(map(repr, known))}.")
     for seed in seeds:
         for name in names or known:
-            path = _folder(plan, name, seed) / SUCCESS
+            path = _folder(plan, name, seed) / MEASURED
             if not path.is_file():
-                files.save_json(_success(plan, known[name], seed), path)
+                files.save_json(_trained(plan, known[name], seed), path)
     return report(plan)
 
 
@@ -176,7 +178,7 @@ def _folder(plan: build.Plan, name: str, seed: int | str) -> Path:
     return plan.output / "ablations" / f"{name.replace(' ', '-')}-{seed}"
 
 
-def _success(plan: build.Plan, variant: Variant, seed: int) -> dict[str, float]:
+def _trained(plan: build.Plan, variant: Variant, seed: int) -> dict[str, dict[str, float]]:
     """Train a variant, as far as it is not yet, and measure it."""
     for stage in variant.stages:
         made = config(plan, variant, seed, stage)
@@ -186,26 +188,29 @@ def _success(plan: build.Plan, variant: Variant, seed: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def evaluate(plan: build.Plan, variant: Variant, seed: int) -> dict[str, float]:
-    """Share of items on which a trained variant succeeds, by category."""
+def evaluate(plan: build.Plan, variant: Variant, seed: int) -> dict[str, dict[str, float]]:
+    """Share of items on which a trained variant succeeds, and its mean loss on them, each by category."""
     last = config(plan, variant, seed, variant.stages[-1])
     parts, start = base.read(last.replace(start=last.output))
     model = models.from_parts(parts, last, start, variant.model_class).to(plan.torch_device).eval()
     encoder = Encoder(model, plan.torch_device)
-    found = {}
+    found = {SUCCESS: {}, LOSS: {}}
     for category in bench.CATEGORIES:
         chosen = bench.items(COUNTS, [category])
-        good = 0
+        good, losses = 0, []
         for first in range(0, len(chosen), plan.batch_size):
             part = chosen[first : first + plan.batch_size]
-            good += sum(
-                measure.score(item.edit, frames).success for item, frames in zip(part, _edit(model, encoder, part))
-            )
-        found[category] = good / len(chosen)
+            given = _samples(encoder, part)
+            made = _edit(model, encoder, given)
+            good += sum(measure.score(item.edit, frames).success for item, frames in zip(part, made))
+            for values in validation.losses(model, encoder, given, last.validation_timesteps).values():
+                losses += values
+        found[SUCCESS][category] = good / len(chosen)
+        found[LOSS][category] = float(np.mean(losses))
     return found
 
 
-def _edit(model: models.KiwiModel, encoder: Encoder, chosen: Sequence[bench.Item]) -> list[np.ndarray]:
+def _samples(encoder: Encoder, chosen: Sequence[bench.Item]) -> list[Sample]:
     kind = "video" if chosen[0].edit.reference is None else "ref"
     given = [
         Sample(
@@ -215,44 +220,64 @@ def _edit(model: models.KiwiModel, encoder: Encoder, chosen: Sequence[bench.Item
         for item in chosen
     ]  # fmt: skip
     batches.encode(encoder, given)
+    return given
+
+
+def _edit(model: models.KiwiModel, encoder: Encoder, given: Sequence[Sample]) -> list[np.ndarray]:
     latents = samples.sample(model, batches.collate(encoder, given), bench.STEPS)
     return [samples.decode(model, one[None]) for one in latents]
 
 
 def report(plan: build.Plan) -> str:
-    """The table of what was measured so far, in Markdown, also written into the folder."""
+    """The tables of what was measured so far, in Markdown, also written into the folder."""
     found = {variant.name: _measured(plan, variant.name) for variant in variants()}
-    columns = ("variant", *bench.CATEGORIES, "the paper says", "here")
-    rows = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for variant in variants():
-        if mine := found[variant.name]:
-            cells = [_spread([one[category] for one in mine.values()]) for category in bench.CATEGORIES]
-            verdict = _verdict(found[_WHOLE], mine, variant.categories)
-            rows.append("| " + " | ".join([variant.name, *cells, variant.claim, verdict]) + " |")
-    text = "\n".join(rows) + "\n"
+    text = "\n".join([
+        "Success, in percent: mean of the seeds (least to most).", "", *_table(found, SUCCESS), "",
+        f"Loss on the same items, times {_LOSS_SCALE}.", "", *_table(found, LOSS), "",
+    ])  # fmt: skip
     with replacing(plan.output / "ablations" / bench.REPORT) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
 
 
-def _measured(plan: build.Plan, name: str) -> dict[int, dict[str, float]]:
-    """Success by category, by seed."""
+def _measured(plan: build.Plan, name: str) -> dict[int, dict[str, dict[str, float]]]:
+    """What was measured, by seed."""
     every = _folder(plan, name, "*")
-    paths = every.parent.glob(f"{every.name}/{SUCCESS}")
+    paths = every.parent.glob(f"{every.name}/{MEASURED}")
     return {int(path.parent.name.rpartition("-")[2]): files.read_json(path) for path in sorted(paths)}
 
 
+_LOSS_SCALE = 1000
+
+
+def _table(found: dict[str, dict[int, dict]], measured: str) -> list[str]:
+    """One row a variant: of what was measured, each category, what the paper says and whether it is so here."""
+    columns = ("variant", *bench.CATEGORIES, "the paper says", "here")
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    scale = 100 if measured == SUCCESS else _LOSS_SCALE
+    numbers = {
+        name: {seed: {key: scale * value for key, value in one[measured].items()} for seed, one in by_seed.items()}
+        for name, by_seed in found.items()
+    }
+    for variant in variants():
+        if mine := numbers[variant.name]:
+            cells = [_spread([one[category] for one in mine.values()]) for category in bench.CATEGORIES]
+            verdict = _verdict(numbers[_WHOLE], mine, variant.categories, 1 if measured == SUCCESS else -1)
+            lines.append("| " + " | ".join([variant.name, *cells, variant.claim, verdict]) + " |")
+    return lines
+
+
 def _spread(values: Sequence[float]) -> str:
-    return f"{100 * np.mean(values):.0f}% ({100 * min(values):.0f} to {100 * max(values):.0f})"
+    return f"{np.mean(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
 
-def _verdict(whole: dict[int, dict], mine: dict[int, dict], categories: Sequence[str]) -> str:
-    """Whether the paper's direction is seen, seed against seed."""
+def _verdict(whole: dict[int, dict], mine: dict[int, dict], categories: Sequence[str], better: int) -> str:
+    """Whether the paper's direction is seen, seed against seed; ``better`` is 1 if more is, -1 if less is."""
     both = sorted(mine.keys() & whole.keys())
     if not both or not categories:
         return "-"
-    drops = [np.mean([whole[seed][category] - mine[seed][category] for category in categories]) for seed in both]
-    change = f"{-100 * np.mean(drops):+.0f} points (seeds {', '.join(f'{-100 * drop:+.0f}' for drop in drops)})"
-    if all(drop > 0 for drop in drops):
-        return f"agrees: {change}"
-    return f"disagrees: {change}" if all(drop <= 0 for drop in drops) else f"undecided: {change}"
+    changes = [np.mean([mine[seed][category] - whole[seed][category] for category in categories]) for seed in both]
+    text = f"{np.mean(changes):+.1f} (seeds {', '.join(f'{change:+.1f}' for change in changes)})"
+    if all(better * change < 0 for change in changes):
+        return f"agrees: {text}"
+    return f"disagrees: {text}" if all(better * change >= 0 for change in changes) else f"undecided: {text}"
