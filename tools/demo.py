@@ -38,19 +38,17 @@ def write_tone(path: Path, seconds: float, rate: int = 48000) -> None:
 
 
 class Progress:
-    """ComfyUI's messages as one progress bar and as seconds a node."""
+    """ComfyUI's messages as one progress bar."""
 
     def __init__(self, prompt: dict):
-        self.prompt, self.seconds, self.node, self.started = prompt, {}, None, time.perf_counter()
+        self.prompt, self.node = prompt, None
         self.bar = tqdm(total=len(prompt), unit="node", bar_format="{desc:<34} {bar:30} {n:.0f}/{total} [{elapsed}]")
 
     def __call__(self, kind: str, data) -> None:
         if kind == "executing":
-            now = time.perf_counter()
             if self.node is not None:
-                self.seconds[self.node] = now - self.started
                 self.bar.update()
-            self.node, self.started = data["node"], now
+            self.node = data["node"]
             if self.node is None:
                 self.bar.close()
             else:

@@ -12,9 +12,6 @@ from training.nano import world
 
 NANO = "kiwi-edit-nano/"
 MODEL_WIDGETS = ("model_name", "vae_name", "mllm_name", "connector_name")
-pytestmark = pytest.mark.skipif(
-    not (comfyui.REPO / "models" / "diffusers" / NANO).is_dir(), reason="the weights are not trained yet"
-)
 
 
 @pytest.fixture(scope="module")
