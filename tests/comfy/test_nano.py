@@ -22,8 +22,6 @@ STYLE_CLIPS = 48
 BOUND = 0.8
 """Share of the fixed items on which the shipped weights must succeed."""
 
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the weights are not trained yet")
-
 
 def fixed_items():
     """64 items of all categories: five of a split that training knows, and of one that it does not."""
@@ -159,4 +157,6 @@ def test_a_style_that_nothing_teaches_is_learned_from_a_few_clips(server, tmp_pa
     plain = successes(items, through_the_graph(server, items, tmp_path))
     styled = successes(items, through_the_graph(server, items, tmp_path, lora=STYLE))
     assert plain <= 1
-    assert styled >= 7
+    assert styled >= 7  # what it must not fall below
+    if styled < 9:
+        pytest.xfail(f"the goal is 9 of {len(items)}, and {styled} succeed")
