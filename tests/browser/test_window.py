@@ -135,12 +135,13 @@ def test_a_missing_model_folder_is_offered_and_a_present_one_is_not(page, canvas
         canvas.start()
         canvas.open(workflow("quick_edit"))
         page.wait_for_timeout(1000)
-        (told,) = canvas.complaints()
+        told, stand_in = canvas.complaints()
         page.screenshot(path=screenshots / "missing_folder.png")
     finally:
         away.rename(folder)
     assert f"https://huggingface.co/linyq/{props.MODEL}" in told
     assert f"models/diffusers/{props.MODEL}/" in told
+    assert "The toy model is chosen" in stand_in  # it comes with the pack, and is the only other one here
     canvas.start()
     canvas.open(workflow("quick_edit"))
     page.wait_for_timeout(1000)
