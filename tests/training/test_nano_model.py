@@ -1,5 +1,6 @@
 """The small model's parts: the VAE's whole-clip pass is the walk over chunks, every step goes on, all fits together."""
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -245,13 +246,18 @@ def test_the_vae_is_saved_with_the_names_that_comfyui_reads(trained):
     assert "encoder.conv1.weight" in files.load_tensors(plan.output / "vae" / "vae.safetensors")
 
 
-def test_the_ablations_are_trained_measured_and_reported_once(trained, tmp_path, monkeypatch):
+def ablated(plan, **changes):
+    given = {field.name: getattr(plan, field.name) for field in dataclasses.fields(build.Plan)}
+    return ablations.Plan(**given | {"updates": (2, 1, 1), "seeds": (0,)} | changes)
+
+
+def test_the_ablations_are_trained_measured_and_reported_once(trained, monkeypatch):
     plan, _ = trained
-    monkeypatch.setattr(ablations, "STEPS", {"stage1": 2, "stage2": 1, "stage3": 1})
     monkeypatch.setattr(ablations, "COUNTS", {"seen": 1})
     monkeypatch.setattr(bench, "STEPS", 1)
     chosen = ("everything", "without the reference latents", "all in one stage")
-    table = ablations.run(plan, (0,), chosen).splitlines()
+    plan = ablated(plan, variants=chosen)
+    table = ablations.run(plan).splitlines()
     assert [sum(line.startswith(f"| {name} |") for line in table) for name in chosen] == [2, 2, 2]  # success and loss
     measured = {name: files.read_json(plan.output / "ablations" / f"{name}-0" / "measured.json") for name in (
         "everything", "without-the-reference-latents",
@@ -267,10 +273,28 @@ def test_the_ablations_are_trained_measured_and_reported_once(trained, tmp_path,
     steps = [files.read_json(folder / name / "config.json")["steps"] for name in made if name.startswith("all-in-one")]
     assert steps == [(2 * 1 + 1 * 2 + 1 * 3) // 3]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    assert ablations.run(plan, (0,), chosen).splitlines() == table
+    assert ablations.run(plan).splitlines() == table
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
     with pytest.raises(ValueError, match="There is no variant 'everythin'; there are 'everything', "):
-        ablations.run(plan, (0,), ("everythin",))
+        ablations.run(dataclasses.replace(plan, variants=("everythin",)))
+
+
+def test_stage_3_alone_is_ablated_from_a_released_model(trained, tmp_path, monkeypatch):
+    plan, model = trained
+    monkeypatch.setattr(ablations, "COUNTS", {"seen": 1})
+    monkeypatch.setattr(bench, "STEPS", 1)
+    chosen = ("everything", "references alone in stage 3")
+    started = ablated(plan, output=tmp_path, start=str(model), variants=chosen)
+    table = ablations.run(started).splitlines()
+    assert [sum(line.startswith(f"| {name} |") for line in table) for name in chosen] == [2, 2]
+    assert {path.name for path in (tmp_path / "ablations").glob("*/stage*")} == {"stage3"}
+    given, begun = released.read(model), released.read(tmp_path / build.BASE)
+    assert torch.equal(load(begun.transformer["proj_out.weight"]), load(given.transformer["proj_out.weight"]))
+    assert torch.equal(load(begun.connector["connector.0.weight"]), load(given.connector["connector.0.weight"]))
+    assert not torch.equal(load(begun.connector["ref_queries"]), load(given.connector["ref_queries"]).float())
+    assert not any(load(tensor).any() for tensor in begun.ref_embedder.values())
+    with pytest.raises(ValueError, match="There is no variant 'without learnable queries'"):
+        ablations.run(dataclasses.replace(started, variants=("without learnable queries",)))
 
 
 def test_the_curriculum_starts_with_connectors_that_tell_colours_apart(trained):

@@ -32,15 +32,6 @@ class Bench:
     systems: tuple[str, ...] = SYSTEMS
 
 
-@dataclass(frozen=True)
-class Ablate(build.Plan):
-    """The plan by which the parts were trained, and what of the ablations is done."""
-
-    seeds: tuple[int, ...] = ablations.SEEDS
-    variants: tuple[str, ...] = ()
-    """By name; all without."""
-
-
 def main() -> None:
     """Run what the first argument says."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -48,14 +39,14 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit(f"Say what to do: python -m training.nano {{{','.join(commands)}}} --help")
     command, *arguments = sys.argv[1:]
-    kind = {"bench": Bench, "ablate": Ablate}.get(command, build.Plan)
+    kind = {"bench": Bench, "ablate": ablations.Plan}.get(command, build.Plan)
     options = tyro.cli(kind, args=arguments, prog=f"python -m training.nano {command}")
     if command == "bench":
         print(measure(options))
     elif command == "train":
         print(build.train(options))
     elif command == "ablate":
-        print(ablations.run(options, options.seeds, options.variants))
+        print(ablations.run(options))
     else:
         build.do(options, command)
 

@@ -3,6 +3,9 @@
 Every variant is trained from the same base with the same number of samples, by three seeds, and measured on the same
 items with the same noise: by success, and by the loss, which shows a difference long before so short a training
 succeeds. ``python -m training.nano ablate`` goes on where it was stopped.
+
+With ``--start FOLDER`` stages 1 and 2 are those of a released model, whose reference parts are made new, and what
+differs in stage 3 alone is compared: it tells more in less time, though that model's DiT has seen references before.
 """
 
 from __future__ import annotations
@@ -16,23 +19,40 @@ import numpy as np
 import torch
 
 from kiwi_core.atomic import replacing
-from kiwi_core.checkpoints import files
+from kiwi_core.checkpoints import files, released
+from kiwi_core.checkpoints.lazy import load
+from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.mllm import MLLMInputs
 
-from .. import base, batches, samples, trainer, validation
+from .. import architectures, base, batches, samples, trainer, validation
 from .. import model as models
-from ..config import Config
+from ..config import KINDS, Config
 from ..data.loader import Sample
 from ..encode import Encoder
-from . import bench, build, edits, measure, world
+from . import bench, build, connector, edits, measure, world
 
-SEEDS = (0, 1, 2)
 MEASURED = "measured.json"
 SUCCESS, LOSS = "success", "loss"
-STEPS = {"stage1": 100, "stage2": 400, "stage3": 400}
-"""Updates of each stage."""
 COUNTS = {"seen": 16, "composition": 16}
 """Items of a category that each run is measured on."""
+
+
+@dataclass(frozen=True)
+class Plan(build.Plan):
+    """The plan by which the parts were trained, and what of the ablations is done."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    variants: tuple[str, ...] = ()
+    """By name; all without."""
+    updates: tuple[int, int, int] = (100, 400, 400)
+    """Of each stage."""
+    start: str = ""
+    """Released folder whose stages 1 and 2 are taken."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that are trained here."""
+        return build.STAGES[-1:] if self.start else build.STAGES
 
 
 class WithoutReferenceConnector(models.KiwiModel):
@@ -107,11 +127,11 @@ _REFERENCED = _LESS.format("references"), edits.REFERENCE_CATEGORIES
 _BOTH = _LESS.format("instructions and references"), bench.CATEGORIES
 
 
-def variants() -> tuple[Variant, ...]:
+def variants(plan: Plan) -> tuple[Variant, ...]:
     """All that are compared; each is shown as many samples."""
     # Batches of a kind that the three stages take: one, two and three an update.
-    taken = sum(STEPS[stage] * number for number, stage in enumerate(build.STAGES, start=1))
-    return (
+    taken = sum(count * number for number, count in enumerate(plan.updates, start=1))
+    every = (
         Variant(_WHOLE, "-", (), "stage1"),
         Variant("without the reference connector", *_REFERENCED, "stage3", WithoutReferenceConnector),
         Variant("without the reference latents", *_REFERENCED, "stage3", WithoutReferenceLatents),
@@ -133,33 +153,55 @@ def variants() -> tuple[Variant, ...]:
             changes={"stage3": {"kinds": ("ref",), "accumulation": 3}},
         ),
     )  # fmt: skip
+    if not plan.start:
+        return every
+    chosen = [one for one in every if one.name == _WHOLE or (one.differs == "stage3" and one.stages == build.STAGES)]
+    return tuple(dataclasses.replace(one, stages=plan.stages) for one in chosen)
 
 
-def run(plan: build.Plan, seeds: Sequence[int] = SEEDS, names: Sequence[str] = ()) -> str:
+def run(plan: Plan) -> str:
     """Train and measure; returns the table of all that was measured so far.
 
-    Args:
-        seeds, names: of the variants, all without; other processes may do others at the same time, but for those that
-            share a stage which is still to be trained.
+    Other processes may do other seeds and variants of the plan at the same time, but for those that share a stage
+    which is still to be trained.
     """
-    known = {variant.name: variant for variant in variants()}
-    for name in names:
+    known = {variant.name: variant for variant in variants(plan)}
+    for name in plan.variants:
         if name not in known:
             raise ValueError(f"There is no variant {name!r}; there are {', '.join(map(repr, known))}.")
-    for seed in seeds:
-        for name in names or known:
+    if plan.start:
+        if not (plan.output / build.BASE).is_dir():
+            released.write(_without_references(released.read(plan.start), plan.seed), plan.output / build.BASE)
+        build.do(plan, "rows")
+        for kind in KINDS:
+            build.cache(plan, kind, build.BASE)
+    for seed in plan.seeds:
+        for name in plan.variants or known:
             path = _folder(plan, name, seed) / MEASURED
             if not path.is_file():
                 files.save_json(_trained(plan, known[name], seed), path)
     return report(plan)
 
 
-def config(plan: build.Plan, variant: Variant, seed: int, stage: str) -> Config:
+def _without_references(parts: Parts, seed: int) -> Parts:
+    """A model that knows references with their parts as stage 3 finds them."""
+    new = connector.whitened(parts, seed)
+    torch.manual_seed(seed)
+    width, dim = (load(parts.connector[f"connector.{name}.weight"]).shape[place] for name, place in ((0, 1), (2, 0)))
+    queries = architectures.new_connector("nano", width, dim)["ref_queries"]
+    own = {name: tensor for name, tensor in parts.connector.items() if not name.startswith("ref_")}
+    heads = {name: tensor for name, tensor in new.items() if name.startswith("ref_connector.")}
+    embedder = {name: torch.zeros_like(load(tensor)) for name, tensor in parts.ref_embedder.items()}
+    return dataclasses.replace(parts, connector=own | heads | {"ref_queries": queries}, ref_embedder=embedder)
+
+
+def config(plan: Plan, variant: Variant, seed: int, stage: str) -> Config:
     """The run of a stage; variants share what comes before they differ."""
     number = variant.stages.index(stage)
     before = variant.stages[number - 1] if number else None
     changes = {
-        "steps": STEPS[stage], "seed": seed, "validate_every": 0, "exports": ("training",), "validation_rows": 0,
+        "steps": plan.updates[build.STAGES.index(stage)], "seed": seed,
+        "validate_every": 0, "exports": ("training",), "validation_rows": 0,
         "output": str(_output(plan, variant, seed, stage)),
         "start": str(_output(plan, variant, seed, before)) if before else "",
     }  # fmt: skip
@@ -170,15 +212,15 @@ def _is_own(variant: Variant, stage: str) -> bool:
     return build.STAGES.index(stage) >= build.STAGES.index(variant.differs)
 
 
-def _output(plan: build.Plan, variant: Variant, seed: int, stage: str) -> Path:
+def _output(plan: Plan, variant: Variant, seed: int, stage: str) -> Path:
     return _folder(plan, variant.name if _is_own(variant, stage) else _WHOLE, seed) / stage
 
 
-def _folder(plan: build.Plan, name: str, seed: int | str) -> Path:
+def _folder(plan: Plan, name: str, seed: int | str) -> Path:
     return plan.output / "ablations" / f"{name.replace(' ', '-')}-{seed}"
 
 
-def _trained(plan: build.Plan, variant: Variant, seed: int) -> dict[str, dict[str, float]]:
+def _trained(plan: Plan, variant: Variant, seed: int) -> dict[str, dict[str, float]]:
     """Train a variant, as far as it is not yet, and measure it."""
     for stage in variant.stages:
         made = config(plan, variant, seed, stage)
@@ -188,7 +230,7 @@ def _trained(plan: build.Plan, variant: Variant, seed: int) -> dict[str, dict[st
 
 
 @torch.no_grad()
-def evaluate(plan: build.Plan, variant: Variant, seed: int) -> dict[str, dict[str, float]]:
+def evaluate(plan: Plan, variant: Variant, seed: int) -> dict[str, dict[str, float]]:
     """Share of items on which a trained variant succeeds, and its mean loss on them, each by category."""
     last = config(plan, variant, seed, variant.stages[-1])
     parts, start = base.read(last.replace(start=last.output))
@@ -228,19 +270,19 @@ def _edit(model: models.KiwiModel, encoder: Encoder, given: Sequence[Sample]) ->
     return [samples.decode(model, one[None]) for one in latents]
 
 
-def report(plan: build.Plan) -> str:
+def report(plan: Plan) -> str:
     """The tables of what was measured so far, in Markdown, also written into the folder."""
-    found = {variant.name: _measured(plan, variant.name) for variant in variants()}
+    found = {variant.name: _measured(plan, variant.name) for variant in variants(plan)}
     text = "\n".join([
-        "Success, in percent: mean of the seeds (least to most).", "", *_table(found, SUCCESS), "",
-        f"Loss on the same items, times {_LOSS_SCALE}.", "", *_table(found, LOSS), "",
+        "Success, in percent: mean of the seeds (least to most).", "", *_table(plan, found, SUCCESS), "",
+        f"Loss on the same items, times {_LOSS_SCALE}.", "", *_table(plan, found, LOSS), "",
     ])  # fmt: skip
     with replacing(plan.output / "ablations" / bench.REPORT) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
 
 
-def _measured(plan: build.Plan, name: str) -> dict[int, dict[str, dict[str, float]]]:
+def _measured(plan: Plan, name: str) -> dict[int, dict[str, dict[str, float]]]:
     """What was measured, by seed."""
     every = _folder(plan, name, "*")
     paths = every.parent.glob(f"{every.name}/{MEASURED}")
@@ -250,7 +292,7 @@ def _measured(plan: build.Plan, name: str) -> dict[int, dict[str, dict[str, floa
 _LOSS_SCALE = 1000
 
 
-def _table(found: dict[str, dict[int, dict]], measured: str) -> list[str]:
+def _table(plan: Plan, found: dict[str, dict[int, dict]], measured: str) -> list[str]:
     """One row a variant: of what was measured, each category, what the paper says and whether it is so here."""
     columns = ("variant", *bench.CATEGORIES, "the paper says", "here")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -259,7 +301,7 @@ def _table(found: dict[str, dict[int, dict]], measured: str) -> list[str]:
         name: {seed: {key: scale * value for key, value in one[measured].items()} for seed, one in by_seed.items()}
         for name, by_seed in found.items()
     }
-    for variant in variants():
+    for variant in variants(plan):
         if mine := numbers[variant.name]:
             cells = [_spread([one[category] for one in mine.values()]) for category in bench.CATEGORIES]
             verdict = _verdict(numbers[_WHOLE], mine, variant.categories, 1 if measured == SUCCESS else -1)

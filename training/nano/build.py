@@ -199,9 +199,9 @@ def encoders(plan: Plan) -> None:
     released.write(_parts(plan, backbone.new().state_dict()), plan.output / ENCODERS)
 
 
-def cache(plan: Plan, kind: str) -> None:
+def cache(plan: Plan, kind: str, model: str = ENCODERS) -> None:
     """Encode all rows of a kind."""
-    config = stage_config(plan, "stage3", start="", model=str(plan.output / ENCODERS), kinds=(kind,))
+    config = stage_config(plan, "stage3", start="", model=str(plan.output / model), kinds=(kind,))
     logger.info("%s", cache_data.cache_data(config))
 
 
