@@ -10,8 +10,11 @@ OLDEST := .cache/transformers-4.57
 OLDEST_PACKAGES := transformers==4.57.6 tokenizers==0.22.1 huggingface_hub==0.36.0 diffusers==0.36.0 \
 	httpx==0.28.1 httpcore==1.0.9
 
+# Tests that start no server run side by side, a file's in one process.
+MANY := -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: help install demo test test-library test-library-oldest test-comfyui test-comfyui-oldest test-browser lint \
-	bench bench-training train-nano bench-nano ablate-nano workflows locales browser clean
+	bench bench-training bench-refvie train-nano bench-nano ablate-nano workflows locales browser clean
 .NOTPARALLEL:
 
 help: ## list these commands
@@ -38,11 +41,11 @@ test: test-library test-library-oldest test-comfyui test-comfyui-oldest ## run a
 
 # pytest is never started as python -m pytest: that puts this folder on sys.path, where nodes/ shadows ComfyUI's.
 test-library: install
-	$(BIN)/pytest tests --ignore=tests/comfy --ignore=tests/browser
+	$(BIN)/pytest $(MANY) tests --ignore=tests/comfy --ignore=tests/browser
 
 test-library-oldest: $(OLDEST)/.installed
 	PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/python -c 'import transformers as t; assert t.__version__ == "4.57.6", t.__file__'
-	PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/pytest tests/core/test_mllm.py tests/core/test_pipeline.py \
+	PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/pytest $(MANY) tests/core/test_mllm.py tests/core/test_pipeline.py \
 		tests/core/test_several_references.py tests/core/test_download.py tests/training/test_trainer.py
 
 test-comfyui: install
@@ -69,6 +72,9 @@ lint: install ## check the code's style and safety
 
 bench-training: install ## measure training: caching, batches, memory; on a GPU also the published sizes
 	$(BIN)/python tools/bench_training.py
+
+bench-refvie: install ## measure RefVIE's pipeline: samples a second by stage, overhead, memory
+	$(BIN)/python tools/bench_refvie.py
 
 bench: install ## time the model's parts against their yardsticks
 	$(BIN)/python tools/bench.py
