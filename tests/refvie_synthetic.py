@@ -11,7 +11,7 @@ from PIL import Image
 from training.nano import edits, rows, world
 from training.refvie import config, frames, pipeline, stages
 from training.refvie.ledger import DONE, FAILED, INGEST, MISSING, Ledger, Result
-from training.refvie.pair import REFERENCES, Pair
+from training.refvie.pairs.pair import REFERENCES, Pair
 
 BOUNDS = {
     "ingest.flicker": {"max": 0.05}, "score.overall": {"min": 6}, "verify.same": {"min": 6},

@@ -13,7 +13,7 @@ from training.nano import edits, world
 from training.nano.world import Ground, Thing
 from training.refvie import backends, frames, truth
 from training.refvie.backends import Check, Painting, Track, View, colours, wording
-from training.refvie.pair import BACKGROUND, CATEGORIES, REFERENCES, SCENE, STYLE, SUBJECT
+from training.refvie.pairs.pair import BACKGROUND, CATEGORIES, REFERENCES, SCENE, STYLE, SUBJECT
 
 LOCAL = ("local_change", "local_remove", "local_add")
 
@@ -387,3 +387,15 @@ def test_pictures_and_small_clips_are_taken(models):
         masks = models["segment"].track([Track(source, target, region)])[0]
         assert masks.shape == (count, height, width)
         assert masks[:, 6:10, 6:10].all()
+
+
+def test_what_is_only_a_few_pixels_high_is_taken(models):
+    source = scene(count=2)
+    target = source.copy()
+    target[:, :2, 20:29] = (220, 30, 30)
+    for view in (View("Add a red box.", "local_add", source, target),
+                 View("Remove the red box.", "local_remove", target, source)):  # fmt: skip
+        region = models["locate"].locate([view])[0]
+        masks = models["segment"].track([Track(view.source, view.target, region)])[0]
+        assert masks[:, 0, 22:27].all() and not masks[:, 8:].any()
+        assert models["score"].judge([view])[0].prompt_following > 8

@@ -22,9 +22,10 @@ from PIL import Image
 from kiwi_core.media import load_video, save_video
 from training.data.rows import read_rows
 from training.nano import edits, world
-from training.refvie import export, frames, leakage, picking, pipeline, samples, select
-from training.refvie.export import Export
-from training.refvie.pair import ADD, BACKGROUND, CHANGE, REMOVE, STYLE
+from training.refvie import frames, pipeline, samples, select
+from training.refvie.exports import export, leakage, picking
+from training.refvie.exports.export import Export
+from training.refvie.pairs.pair import ADD, BACKGROUND, CHANGE, REMOVE, STYLE
 
 COUNT = 55  # every fate with every category
 KEPT, INSTRUCT = 15, 40
@@ -259,7 +260,8 @@ def test_a_clip_that_is_gone_or_another_ends_the_export_and_the_old_one_stays(ow
 
 _SLOW = """
 import sys, time
-from training.refvie import export, formats, pipeline
+from training.refvie import pipeline
+from training.refvie.exports import export, formats
 add = formats.Csv.add
 def slow(self, sample):
     add(self, sample)
@@ -358,6 +360,25 @@ def test_a_category_that_is_asked_for_and_not_there_is_said(own, tmp_path):
 def test_quotas(found, balance, limit, expected):
     possible = {ADD, CHANGE, BACKGROUND} | ({REMOVE} if REMOVE in found else set())
     assert picking.quotas(found, balance, limit, possible) == expected
+
+
+def test_a_share_of_the_instructions_leaves_to_the_picture_what_it_would_name(own, tmp_path):
+    book, given = own
+    book.db.execute(  # "Do 4." is about "4"
+        "UPDATE results SET \"values\" = json_set(\"values\", '$.name', CAST(sample - 1 AS TEXT))"
+        " WHERE stage = 'locate'"
+    )
+    found = []
+    for share in (0, 0.5, 1):
+        made = export.export(book, given, tmp_path / str(share), ("csv",), export.Export(refer=share))
+        found.append(read(made.folder / "reference", "csv"))
+    named, half, every = found
+    assert named.keys() == half.keys() == every.keys()
+    changed = {name for name in named if half[name].prompt != named[name].prompt}
+    assert 0 < len(changed) < len(named)
+    asked = [row.prompt for row in every.values() if row.prompt.startswith("Do ")]
+    assert asked
+    assert all("picture" in prompt or "reference" in prompt for prompt in asked)
 
 
 def test_a_random_pick_is_the_seeds_and_a_limit_takes_the_best(book, tmp_path):

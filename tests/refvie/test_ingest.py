@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training.refvie import ingest, layouts
-from training.refvie.pair import ADD, BACKGROUND, CATEGORIES, CHANGE, REMOVE, STYLE, Pair
+from training.refvie.pairs import ingest, layouts
+from training.refvie.pairs.pair import ADD, BACKGROUND, CATEGORIES, CHANGE, REMOVE, STYLE, Pair
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 ROW = {"src_video": "a.mp4", "tgt_video": "b.mp4", "prompt": "Make it snow, softly."}

@@ -10,7 +10,7 @@ from training.nano import world
 from training.nano.world import Ground, Thing
 from training.refvie import backends, leak
 from training.refvie.backends import Painting
-from training.refvie.pair import BACKGROUND, SCENE, SUBJECT
+from training.refvie.pairs.pair import BACKGROUND, SCENE, SUBJECT
 
 
 @pytest.fixture(scope="module")

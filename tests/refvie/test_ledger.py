@@ -6,7 +6,7 @@ import pytest
 
 from training.refvie.config import Bound
 from training.refvie.ledger import DONE, FAILED, INGEST, MISSING, Ledger, Result, Stage
-from training.refvie.pair import Pair
+from training.refvie.pairs.pair import Pair
 
 INGESTED = Stage(INGEST, "i1")
 SCORED = Stage("score", "s1", (INGESTED,), (INGESTED,))

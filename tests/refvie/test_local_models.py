@@ -11,7 +11,7 @@ from random_model import byte_tokenizer
 from training.refvie import backends
 from training.refvie.backends import Check, Painting, Quality, Region, Track, Unavailable, View, questions
 from training.refvie.backends.loading import Portions
-from training.refvie.pair import BACKGROUND, CHANGE
+from training.refvie.pairs.pair import BACKGROUND, CHANGE
 
 TEMPLATE = (
     "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.refvie.backends import Check, Quality, View, closeup, questions
-from training.refvie.pair import ADD, BACKGROUND, CHANGE, REMOVE, STYLE
+from training.refvie.pairs.pair import ADD, BACKGROUND, CHANGE, REMOVE, STYLE
 
 SCORES = {"prompt_following": 8, "consistency": 6.5, "naturalness": 10, "artifacts": 0}
 GOOD = Quality(8.0, 6.5, 10.0, 0.0, "smeared edges")

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 import pytest
 import refvie_synthetic
 
-from training.refvie import pipeline, report, samples, select, stages, survey
+from training.refvie import pipeline, samples, select, stages
 from training.refvie.config import Bound
-from training.refvie.pair import CATEGORIES
+from training.refvie.pages import report, survey
+from training.refvie.pairs.pair import CATEGORIES
 
 COUNT = 110  # every fate with every category, twice
 NASTY = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)> & \'so on\''

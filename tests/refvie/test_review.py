@@ -15,8 +15,9 @@ import pytest
 import refvie_synthetic
 from PIL import Image
 
-from training.refvie import frames, pipeline, review, samples
+from training.refvie import frames, pipeline, samples
 from training.refvie.ledger import Ledger
+from training.refvie.pages import review
 
 COUNT = 55
 NASTY = '<script>alert("x")</script> & "so on"'

@@ -12,7 +12,7 @@ from training.nano import world
 from training.nano.world import Ground, Thing
 from training.refvie import frames as frame_files
 from training.refvie import likeness, truth
-from training.refvie.pair import ADD, BACKGROUND, CATEGORIES, CHANGE, STYLE
+from training.refvie.pairs.pair import ADD, BACKGROUND, CATEGORIES, CHANGE, STYLE
 from training.refvie.truth import Truth
 
 COUNT, SHARE = 50, 0.6

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import tyro
 
-from . import config, engine, estimate, export, ledger, pipeline, report, review
+from . import config, engine, estimate, ledger, pipeline
+from .exports import export
+from .pages import report, review
 
 PROGRAM = "python -m training.refvie"
 
@@ -81,7 +83,8 @@ class Estimate:
 
 def main() -> int:
     """Run what the arguments say; returns the exit status: 0, 2 for bad input or a stop, 130 for an interrupt."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("training").setLevel(logging.INFO)  # Daft tells its own through the same door
     commands = {"run": Run, "report": Report, "review": Review, "export": Export, "estimate": Estimate}
     options = tyro.extras.subcommand_cli_from_dict(commands, prog=PROGRAM, config=(tyro.conf.OmitArgPrefixes,))
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import Bound
-from .pair import Pair
+from .pairs.pair import Pair
 
 try:
     import fcntl

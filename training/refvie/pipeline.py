@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import config, engine, ingest, select, stages
+from . import config, engine, select, stages
 from .ledger import INGEST, Ledger
-from .pair import Pair
+from .pairs import ingest
+from .pairs.pair import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def run(
     """Run every stage for every pair that waits for it. What was done before is not done again.
 
     Args:
-        tables: of pairs, see :func:`training.refvie.ingest.read`; none for those that the folder knows already.
+        tables: of pairs, see :func:`training.refvie.pairs.ingest.read`; none for those that the folder knows already.
         root: where the clips lie. retry: also what failed or had no readable answer. ray: address of a Ray cluster,
             "local" to start one here. Its machines must see the folder and the clips under the same paths.
         only: names of stages, all without.
@@ -72,9 +73,9 @@ def run(
 
 
 def _start(ray: str | None) -> None:
+    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the run shows its own
     import daft
 
-    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the run shows its own
     if ray is not None:
         daft.set_runner_ray(None if ray == "local" else ray, noop_if_initialized=True)
 

@@ -18,7 +18,7 @@ from . import backends, frames, leak, ledger, variation
 from .backends import Check, Painting, Region, Track, View
 from .config import MODEL_STAGES, Bound, Config
 from .ledger import DONE, FAILED, INGEST, MISSING, Job
-from .pair import REFERENCES, SCENE, SUBJECT
+from .pairs.pair import REFERENCES, SCENE, SUBJECT
 
 ARTEFACTS = "artefacts"
 

@@ -23,7 +23,7 @@ from ..nano import edits, measure, world
 from ..nano.edits import Edit
 from . import frames as frame_files
 from . import likeness
-from .pair import ADD, BACKGROUND, CATEGORIES, CHANGE, REMOVE, STYLE
+from .pairs.pair import ADD, BACKGROUND, CATEGORIES, CHANGE, REMOVE, STYLE
 
 PAIRS, TRUTH = "pairs.jsonl", "truth.jsonl"
 BROKEN = (

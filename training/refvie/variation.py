@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .pair import SCENE, SUBJECT
+from .pairs.pair import SCENE, SUBJECT
 
 _POSES = (
     "turned a little to its left", "turned a little to its right", "seen half from the side", "seen from behind",
@@ -26,8 +26,8 @@ _LIGHTS = (
 
 
 def words(kind: str, seed: int) -> str:
-    """A variation for a reference of a kind, :data:`training.refvie.pair.SUBJECT` or
-    :data:`training.refvie.pair.SCENE`; the same for the same seed. ValueError for another kind."""
+    """A variation for a reference of a kind, :data:`training.refvie.pairs.pair.SUBJECT` or
+    :data:`training.refvie.pairs.pair.SCENE`; the same for the same seed. ValueError for another kind."""
     rng = np.random.default_rng([seed, 29])
     if kind == SCENE:
         parts = (_SCENE_VIEWS, _LIGHTS)

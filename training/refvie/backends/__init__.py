@@ -31,7 +31,7 @@ class View:
 
     prompt: str
     category: str
-    """One of :data:`training.refvie.pair.CATEGORIES`, or "" if it is not known."""
+    """One of :data:`training.refvie.pairs.pair.CATEGORIES`, or "" if it is not known."""
     source: np.ndarray
     target: np.ndarray
 
@@ -67,7 +67,7 @@ class Region:
     """What the instruction changes in the target clip."""
 
     category: str
-    """The edit's, one of :data:`training.refvie.pair.CATEGORIES`; the given one where there was one."""
+    """The edit's, one of :data:`training.refvie.pairs.pair.CATEGORIES`; the given one where there was one."""
     name: str
     """What stands there after the edit, in a few words: "red kite", "snowy street". "" if it has no name."""
     boxes: tuple[tuple[float, float, float, float] | None, ...]

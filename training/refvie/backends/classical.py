@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..pair import BACKGROUND, SCENE, STYLE
+from ..pairs.pair import BACKGROUND, SCENE, STYLE
 from . import Check, Match, Painting, Quality, Region, Track, View
 
 from . import cutout, descriptor, difference, judging, painting, pixels, verifying  # isort: skip

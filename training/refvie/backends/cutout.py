@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..pair import ADD, REMOVE
+from ..pairs.pair import ADD, REMOVE
 from . import pixels
 
 Box = tuple[float, float, float, float]
@@ -20,7 +20,9 @@ _CUT_SIDE = 160
 """Longest side in pixels at which GrabCut works."""
 
 
-def thing(frames: np.ndarray, boxes: Sequence[Box | None], hints: np.ndarray, plain: np.ndarray | None = None):
+def thing(
+    frames: np.ndarray, boxes: Sequence[Box | None], hints: np.ndarray, plain: np.ndarray | None = None
+) -> np.ndarray:
     """Masks of what stands in the boxes, bool ``[T, H, W]``; nothing where there is no box.
 
     Args:
@@ -41,8 +43,7 @@ def thing(frames: np.ndarray, boxes: Sequence[Box | None], hints: np.ndarray, pl
         rows, columns = windows[place]
         window = np.ascontiguousarray(frames[place, rows, columns])
         hint, inside = hints[place, rows, columns], insides[place, rows, columns]
-        ground = likeness[place]
-        probable = inside & ~ground
+        probable = inside & ~likeness[place]
         if probable.sum() < 0.04 * inside.sum():
             probable = inside & hint
         masks[place, rows, columns] = edged(window, pixels.main_parts(grab(window, probable, ~inside)))
@@ -92,8 +93,7 @@ def _parts(mask: np.ndarray) -> Iterator[np.ndarray]:
 
 def edged(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The mask with its border where the colours are half the thing's and half the ground's."""
-    alpha = matte(picture, mask)
-    return alpha > 0.5
+    return matte(picture, mask) > 0.5
 
 
 def matte(picture: np.ndarray, mask: np.ndarray, reach: int = 2) -> np.ndarray:

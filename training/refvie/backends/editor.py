@@ -10,7 +10,7 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from ..pair import SCENE, SUBJECT
+from ..pairs.pair import SCENE, SUBJECT
 from . import PROMPTS, Painting, closeup
 from .loading import Portions, device_of, loading
 

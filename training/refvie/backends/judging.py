@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..pair import ADD, BACKGROUND, REMOVE, STYLE
+from ..pairs.pair import ADD, BACKGROUND, REMOVE, STYLE
 from . import Quality, View, colours, cutout, difference, pixels, wording
 from .pixels import ramp
 from .wording import Wish

@@ -11,7 +11,7 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from ..pair import CATEGORIES, REFERENCES, SCENE, STYLE, SUBJECT
+from ..pairs.pair import CATEGORIES, REFERENCES, SCENE, STYLE, SUBJECT
 from . import PROMPTS, Check, Match, Quality, Region, View, closeup
 
 TEMPERATURE = 0.3

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..pair import REFERENCES, SCENE
+from ..pairs.pair import REFERENCES, SCENE
 from . import Track
 from .loading import Portions, device_of, loading
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..pair import SCENE
+from ..pairs.pair import SCENE
 from . import Check, Match, cutout, descriptor, painting, pixels, views
 from .pixels import ramp
 

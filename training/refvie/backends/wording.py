@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..pair import ADD, BACKGROUND, CHANGE, REMOVE, STYLE
+from ..pairs.pair import ADD, BACKGROUND, CHANGE, REMOVE, STYLE
 from . import colours
 
 

@@ -19,12 +19,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data import rows
-from ..data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Media
-from . import pictures, samples, tables
-from .config import Config
-from .ledger import INGEST, Ledger
-from .samples import Sample
+from ...data import rows
+from ...data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Media
+from .. import pictures, samples
+from ..config import Config
+from ..ledger import INGEST, Ledger
+from ..pairs import tables
+from ..samples import Sample
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import select, stages
-from .config import Bound, Config
-from .ledger import DONE, Ledger
+from .. import select, stages
+from ..config import Bound, Config
+from ..ledger import DONE, Ledger
 
 PAIRS, REVIEW, DOUBLES = "pairs", "review", "deduplicate"
 STEPS = (PAIRS, REVIEW, *stages.CLASSES, DOUBLES)

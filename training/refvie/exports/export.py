@@ -15,11 +15,12 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from . import config, leakage, picking, samples, stages
-from .config import Config
+from .. import config, samples, stages
+from ..config import Config
+from ..ledger import Ledger
+from ..pairs.pair import CATEGORIES, REFERENCES
+from . import leakage, picking, referring
 from .formats import WRITERS, Place
-from .ledger import Ledger
-from .pair import CATEGORIES, REFERENCES
 
 try:
     import fcntl
@@ -46,6 +47,8 @@ class Export:
     """Which are taken where not all are: those that a person accepted and then the best scored, or any."""
     limit: int | None = None
     """Samples of a set at most."""
+    refer: float = 0.0
+    """Share of the samples with a reference whose instruction leaves to the picture what it would name."""
     seed: int = 0
     against: tuple[Path, ...] = ()
     """Benchmarks, as tables, shards, folders, clips and pictures. What is also in them is left out."""
@@ -128,6 +131,8 @@ def _checked(folder: Path, given: Sequence[str], options: Export) -> Export:
         if getattr(options, name) not in known:
             raise ValueError(f"{name} is {getattr(options, name)!r}; give one of {', '.join(known)}.")
     picking.check(options.balance, options.limit)
+    if not 0 <= options.refer <= 1:
+        raise ValueError(f"refer is {options.refer!r}; give a share of 0 to 1.")
     if not 0 < options.alike <= 1:
         raise ValueError(f"alike is {options.alike!r}; give a correlation above 0 and up to 1, such as 0.97.")
     if isinstance(options.megabytes, bool) or not isinstance(options.megabytes, int) or options.megabytes < 1:
@@ -245,6 +250,14 @@ def _pick(book: Ledger, given: Config, name: str, where: str, possible: set[str]
     return _told(book, name, counted)
 
 
+def _referring(sample: samples.Sample, options: Export) -> samples.Sample:
+    lot = picking.lot(options.seed, f"refer {sample.id}")
+    if lot % 10_000 >= 10_000 * options.refer:
+        return sample
+    told = sample.values["locate"]
+    return dataclasses.replace(sample, prompt=referring.refer(sample.prompt, told["name"], told["kind"], lot // 10_000))
+
+
 def _told(book: Ledger, name: str, counted: dict[str, int]) -> dict:
     def by(column: str) -> dict[str, int]:
         query = f"SELECT v.{column}, count(*) FROM picked p JOIN verdicts v ON v.number = p.number WHERE p.part = ?"
@@ -288,6 +301,8 @@ def _write(
     rows = samples.read(book, given, where, {"part": name})
     try:
         for sample in tqdm(rows, total=total, desc=name, unit="sample", mininterval=1, dynamic_ncols=True):
+            if name == REFERENCE:
+                sample = _referring(sample, options)
             for writer in writers:
                 writer.add(sample)
     except FileNotFoundError as error:

@@ -11,11 +11,12 @@ from PIL import Image
 
 from kiwi_core.atomic import replacing
 
-from . import page, pictures, samples, select, stages, survey
-from .config import Config
-from .ledger import INGEST, Ledger
+from .. import pictures, samples, select, stages
+from ..config import Config
+from ..ledger import INGEST, Ledger
+from ..samples import Sample
+from . import page, survey
 from .page import count, duration, number, share, text
-from .samples import Sample
 
 logger = logging.getLogger(__name__)
 

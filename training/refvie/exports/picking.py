@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from .pair import CATEGORIES
+from ..pairs.pair import CATEGORIES
 
 
 def check(balance: Mapping[str, float] | str | None, limit: int | None) -> None:

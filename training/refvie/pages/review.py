@@ -20,11 +20,12 @@ from urllib.parse import parse_qs, urlencode
 
 from PIL import Image
 
-from . import page, pictures, pipeline, samples, stages, survey
-from .config import Config
-from .ledger import INGEST
+from .. import pictures, pipeline, samples, stages
+from ..config import Config
+from ..ledger import INGEST
+from ..samples import Sample
+from . import page, survey
 from .page import text
-from .samples import Sample
 
 logger = logging.getLogger(__name__)
 

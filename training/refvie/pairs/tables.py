@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.places import open_parquet
+from ...data.places import open_parquet
 
 SUFFIXES = frozenset((".csv", ".json", ".jsonl", ".parquet"))
 

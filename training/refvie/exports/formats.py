@@ -13,10 +13,10 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from ..data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
-from . import pictures
-from .ledger import INGEST
-from .samples import Sample
+from ...data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from .. import pictures
+from ..ledger import INGEST
+from ..samples import Sample
 
 FOLDER_FILES = 1000
 """Files that are put in one folder at most."""

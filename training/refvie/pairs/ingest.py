@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..data.row import digest_id
+from ...data.row import digest_id
 from . import layouts
 from .pair import Pair
 from .tables import SUFFIXES, Row, open_table

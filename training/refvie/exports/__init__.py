@@ -1,0 +1,1 @@
+"""What is kept as data to train on, without what is in a benchmark."""

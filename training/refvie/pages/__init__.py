@@ -1,0 +1,1 @@
+"""Pages for people: a report of a run, and a place to accept and reject samples."""
