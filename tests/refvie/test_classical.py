@@ -12,7 +12,8 @@ from PIL import Image, ImageColor
 from training.nano import edits, world
 from training.nano.world import Ground, Thing
 from training.refvie import backends, frames, truth
-from training.refvie.backends import Check, Painting, Track, View, colours, wording
+from training.refvie.backends import Check, Painting, Track, View
+from training.refvie.backends.classical import colours, wording
 from training.refvie.pairs.pair import BACKGROUND, CATEGORIES, REFERENCES, SCENE, STYLE, SUBJECT
 
 LOCAL = ("local_change", "local_remove", "local_add")

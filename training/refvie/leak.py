@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .backends import cutout, pixels, views
+from .backends import pixels
+from .backends.classical import cutout, views
 
 _FRAMES = 6
 """Of a clip, at most so many are looked at."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import Painting, cutout, pixels
+from .. import Painting, pixels
+from . import cutout
 
 LEAST_SIDE, MOST_SIDE = 112, 768
 """Of a subject's picture, in pixels; smaller things are enlarged."""

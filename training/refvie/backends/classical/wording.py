@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..pairs.pair import ADD, BACKGROUND, CHANGE, REMOVE, STYLE
+from ...pairs.pair import ADD, BACKGROUND, CHANGE, REMOVE, STYLE
 from . import colours
 
 
@@ -22,7 +22,7 @@ class Wish:
     name: str = ""
     """What stands there after the edit: "red kite"."""
     colours: tuple[str, ...] = ()
-    """Of that, from :data:`training.refvie.backends.colours.NAMES`."""
+    """Of that, from :data:`training.refvie.backends.classical.colours.NAMES`."""
     old: str = ""
     """What stood there before, or is removed."""
     old_colours: tuple[str, ...] = ()

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..pairs.pair import ADD, REMOVE
-from . import pixels
+from ...pairs.pair import ADD, REMOVE
+from .. import pixels
 
 Box = tuple[float, float, float, float]
 _BINS = 16

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import cutout, pixels
+from .. import pixels
+from . import cutout
 
 SIDE = 64
 """Pixels of a side to which things are brought."""

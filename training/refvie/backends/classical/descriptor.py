@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import pixels
+from .. import pixels
 
 _SIDE = 64
 _CELLS, _WAVES, _PLACES, _TURNS = 6, 6, 6, 8

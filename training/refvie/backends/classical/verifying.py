@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..pairs.pair import SCENE
-from . import Check, Match, cutout, descriptor, painting, pixels, views
-from .pixels import ramp
+from ...pairs.pair import SCENE
+from .. import Check, Match, pixels
+from ..pixels import ramp
+from . import cutout, descriptor, painting, views
 
 _LEAST_SIDE = 64
 _RIM_SIDE = 96

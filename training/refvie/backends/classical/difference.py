@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import pixels
+from .. import pixels
 
 _FLOOR, _CEILING = 9.0, 45.0
 """Levels between which the bound lies above which a pixel has changed."""

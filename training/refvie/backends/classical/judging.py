@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..pairs.pair import ADD, BACKGROUND, REMOVE, STYLE
-from . import Quality, View, colours, cutout, difference, pixels, wording
-from .pixels import ramp
+from ...pairs.pair import ADD, BACKGROUND, REMOVE, STYLE
+from .. import Quality, View, pixels
+from ..pixels import ramp
+from . import colours, cutout, difference, wording
 from .wording import Wish
 
 _UNKNOWN = 0.5

@@ -22,10 +22,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..pairs.pair import BACKGROUND, SCENE, STYLE
-from . import Check, Match, Painting, Quality, Region, Track, View
-
-from . import cutout, descriptor, difference, judging, painting, pixels, verifying  # isort: skip
+from ...pairs.pair import BACKGROUND, SCENE, STYLE
+from .. import Check, Match, Painting, Quality, Region, Track, View, pixels
+from . import cutout, descriptor, difference, judging, painting, verifying
 
 
 class _Classical:

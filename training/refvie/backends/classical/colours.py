@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import pixels
+from .. import pixels
 
 # Lightness, chroma and hue (in degrees) from and to; a hue that ends before it begins goes through 0.
 _ANY = (0, 360)
