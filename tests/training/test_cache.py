@@ -221,7 +221,7 @@ def test_training_does_without_a_torn_entry(filled):
     torn = filled.replace(output=f"{filled.output}-torn")
     trainer.train(torn)
     losses = [metrics.read(Path(each.output))[0]["loss"] for each in (filled, torn)]
-    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # other batches, and so other kernels, on some CPUs
     assert not broken(torn)
 
 
@@ -232,7 +232,7 @@ def test_training_does_without_a_missing_entry(filled):
     partly = filled.replace(output=f"{filled.output}-partly")
     trainer.train(partly)
     losses = [metrics.read(Path(each.output))[0]["loss"] for each in (filled, partly)]
-    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_a_killed_run_goes_on(config, monkeypatch):

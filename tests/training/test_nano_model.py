@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import tyro
@@ -181,7 +182,7 @@ def test_all_steps_lead_to_a_model_in_every_layout(trained, tmp_path):
     paths = {part: tmp_path / f"{part}.safetensors" for part in ("model", "vae", "mllm", "connector")}
     single_files.write(pipe.to_parts(), **paths)
     again = KiwiEditPipeline.from_single_files(**paths, dtype=torch.float32)
-    assert (edited(again) == frames).all()
+    assert np.abs(edited(again).astype(int) - frames).max() <= 1  # one level, where a CPU rounds otherwise
 
 
 def test_the_model_fits_into_sixteen_megabytes_with_its_logs(trained):
