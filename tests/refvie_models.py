@@ -11,7 +11,7 @@ from training.refvie.backends import Match, Quality, Region, Unavailable
 
 
 class _Model:
-    version, prompts, unkeyed = 1, (), ("marks", "seconds", "kills", "down")
+    version, prompts, unkeyed = 1, (), ("marks", "seconds", "waits", "kills", "down")
 
 
 class Judge(_Model):
@@ -20,12 +20,13 @@ class Judge(_Model):
     Args:
         marks: folder where each answer leaves a file of its own. unreadable: words that it never has an answer to.
         slow: words that it has one to at the second attempt. kills: words that end its process, once, if ``marks`` has
-            no note of it, or always if ``kills`` begins with "!". down: it is not there at all.
+            no note of it, or always if ``kills`` begins with "!". down: it is not there at all. waits: words that
+            take it longer than a death does.
     """
 
-    def __init__(self, marks="", unreadable="", slow="", kills="", down=False, seconds=0.0):
+    def __init__(self, marks="", unreadable="", slow="", kills="", down=False, seconds=0.0, waits=""):
         self.marks, self.unreadable, self.slow, self.kills = marks, unreadable, slow, kills
-        self.down, self.seconds = down, seconds
+        self.down, self.seconds, self.waits = down, seconds, waits
 
     def judge(self, views, attempt=0):
         if self.down:
@@ -33,7 +34,7 @@ class Judge(_Model):
         return [self._one(view, attempt) for view in views]
 
     def _one(self, view, attempt):
-        time.sleep(self.seconds)
+        time.sleep(1.5 if self.waits and self.waits in view.prompt else self.seconds)
         self._die(view)
         if self.marks:
             (Path(self.marks) / f"{time.time_ns()}-{os.getpid()}").touch()

@@ -8,6 +8,7 @@ import numpy as np
 import refvie_runs
 from PIL import Image
 
+from training.data.media import Media
 from training.nano import edits, rows, world
 from training.refvie import config, frames, pipeline, stages
 from training.refvie.ledger import DONE, FAILED, INGEST, MISSING, Ledger, Result
@@ -80,7 +81,7 @@ def _results(folder, plan, fate, row, rng, drawn, length):
     if fate == "problem":
         return
     kind, edit = REFERENCES.get(category, ""), edits.draw(category, place, frames=5) if drawn else None
-    digests = {f"{role}_digest": frames.digest(path) if drawn else content for role, path in
+    digests = {f"{role}_digest": Media(str(path)).digest() if drawn else content for role, path in
                (("source", source), ("target", target))}  # fmt: skip
     facts = {"frames": 5, "width": 64, "height": 64, "rate": 12.0, "flicker": float(rng.uniform(0, 0.04)), **digests}
     clips = [world.render(scene) for scene in (edit.before, edit.after)] if drawn else None

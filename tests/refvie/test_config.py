@@ -1,5 +1,7 @@
 """Configs: those that come with the project can be run, and what a wrong one lacks is said in a sentence."""
 
+import dataclasses
+
 import pytest
 
 from training.refvie import config, stages
@@ -25,14 +27,27 @@ def test_what_does_not_change_answers_does_not_change_keys():
     assert stages.plan(changed)["locate"].key == stages.plan(given)["locate"].key
 
 
+def test_an_option_that_is_its_default_is_as_one_that_is_not_given():
+    given = config.read("models")
+
+    def key(**more):
+        changed = dataclasses.replace(given.synthesise, options=given.synthesise.options | more)
+        return stages.plan(dataclasses.replace(given, synthesise=changed))["synthesise"].key
+
+    assert {key(steps=40), key(guidance=4), key(guidance=4.0), key(device="cuda:1")} == {key()}
+    assert key(steps=4) != key()
+
+
 @pytest.mark.parametrize(("text", "sentence"), [
+    ("ingest: {backend: classical}", "ingest has no field 'backend'; it has batch_size, workers, gpus."),
+    ("ingest: {workers: 0}", "workers is 0; give a whole number"),
     ("frames: [", "is not YAML: "),
     ("- frames", "The config is no table; give name, frames, "),
     ("framse: 8", "The config has no field 'framse'; it has name, frames, "),
     ("frames: 0", "frames is 0; give a whole number of at least 1."),
     ("attempts: true", "attempts is True; give a whole number"),
     ("duplicates: 0", "duplicates is 0; give a cosine, such as 0.97, or 2 for never."),
-    ("score: classical", "score is no table; give backend, options, "),
+    ("score: classical", "score is no table; give batch_size, workers, "),
     ("score: {options: 7}", "score.options is no table"),
     ("score: {workers: -1}", "workers is -1; give a whole number"),
     ("score: {gpus: -1}", "gpus is -1; give 0 or more."),

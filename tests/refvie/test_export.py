@@ -20,9 +20,10 @@ import refvie_synthetic
 from PIL import Image
 
 from kiwi_core.media import load_video, save_video
+from training.data.media import Media
 from training.data.rows import read_rows
 from training.nano import edits, world
-from training.refvie import frames, pipeline, samples, select
+from training.refvie import pipeline, samples, select
 from training.refvie.exports import export, leakage, picking
 from training.refvie.exports.export import Export
 from training.refvie.pairs.pair import ADD, BACKGROUND, CHANGE, REMOVE, STYLE
@@ -503,4 +504,4 @@ def test_pictures_without_structure_are_like_none():
 
 def test_digests_are_those_of_ingest(run):
     bench = leakage.Benchmark([run / "clips" / "s1.mkv"])
-    assert list(bench.digests) == [frames.digest(str(run / "clips" / "s1.mkv"))]
+    assert list(bench.digests) == [Media(str(run / "clips" / "s1.mkv")).digest()]

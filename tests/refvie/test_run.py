@@ -7,14 +7,17 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 
 import pytest
+import refvie_models
 from refvie_runs import command, count, environment, found, recorded, run, write_pairs
 
 from training.nano import edits, rows
 from training.refvie import engine, frames, pipeline, stages
+from training.refvie.backends import Quality
 from training.refvie.config import Bound
 from training.refvie.ledger import DONE, FAILED, MISSING, Ledger
 
@@ -236,23 +239,189 @@ def test_one_run_at_a_time(own, pairs, standins, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("always", [False, True])
-def test_a_worker_that_dies_costs_what_it_had_in_hand(pairs, standins, finished, tmp_path, always, monkeypatch):
-    words = json.loads(pairs.read_text().splitlines()[6])["prompt"]
-    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+def told(pairs, number):
+    return json.loads(pairs.read_text().splitlines()[number])["prompt"]
+
+
+@pytest.fixture
+def marks(tmp_path):
     (tmp_path / "marks").mkdir()
-    kills = {"kills": ("!" if always else "") + words, "marks": str(tmp_path / "marks")}
-    given = standins(score={"options": kills, "workers": 2}, attempts=2)
+    return str(tmp_path / "marks")
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Workers in processes of their own find the stand-ins."""
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+
+
+def failures(folder):
+    with Ledger(folder) as book:
+        return book.db.execute("SELECT sample, error FROM results WHERE status = 'failed'").fetchall()
+
+
+def test_a_worker_that_dies_costs_what_it_had_in_hand(pairs, standins, finished, tmp_path, marks, processes):
+    given = standins(score={"options": {"kills": told(pairs, 6), "marks": marks}, "workers": 2}, attempts=1)
     run(pairs, tmp_path / "run", given)
-    expected = {DONE: 19, FAILED: 1} if always else {DONE: 20}
-    assert count(tmp_path / "run", given)["score"] == expected
-    if always:
-        with Ledger(tmp_path / "run") as book:
-            assert book.db.execute("SELECT sample, error FROM results WHERE status = 'failed'").fetchall() == [
-                (7, "A worker died of it 2 times.")
-            ]
-    else:
-        assert found(tmp_path / "run") == found(finished)
+    assert found(tmp_path / "run") == found(finished)
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_what_kills_every_worker_has_failed_and_its_neighbours_have_not(
+    pairs, standins, tmp_path, marks, processes, attempts
+):
+    # The sample behind it is still in the hand of the other worker when one dies.
+    options = {"kills": "!" + told(pairs, 6), "waits": told(pairs, 7), "marks": marks}
+    given = standins(score={"options": options, "workers": 2, "batch_size": 1}, attempts=attempts)
+    run(pairs, tmp_path / "run", given)
+    assert count(tmp_path / "run", given)["score"] == {DONE: 19, FAILED: 1}
+    assert failures(tmp_path / "run") == [(7, f"A worker died of it {attempts} times.")]
+    before = recorded(tmp_path / "run")
+    run(pairs, tmp_path / "run", given)
+    assert recorded(tmp_path / "run") == before
+    mended = standins(score={"options": {"marks": marks}, "workers": 2}, attempts=attempts)
+    run(pairs, tmp_path / "run", mended, retry=True)
+    assert count(tmp_path / "run", mended)["score"] == {DONE: 20}
+
+
+def test_what_kills_the_run_itself_is_found_by_the_runs_after_it(pairs, standins, tmp_path, marks):
+    given = standins(score={"options": {"kills": "!" + told(pairs, 6), "marks": marks}}, attempts=2)
+    ends = []
+    while not ends or ends[-1]:
+        ends.append(subprocess.run(
+            command(pairs, tmp_path / "run", given, tmp_path), env=environment(), cwd=tmp_path, capture_output=True
+        ).returncode)  # fmt: skip
+        assert len(ends) < 6
+    assert ends == [-signal.SIGKILL] * 3 + [0]  # once with others, twice alone
+    assert count(tmp_path / "run", given)["score"] == {DONE: 19, FAILED: 1}
+    assert failures(tmp_path / "run") == [(7, "A worker died of it 2 times.")]
+
+
+def test_clips_are_read_by_several_processes(pairs, standins, finished, tmp_path, processes):
+    run(pairs, tmp_path / "run", standins(ingest={"workers": 2, "batch_size": 3}))
+    assert found(tmp_path / "run") == found(finished)
+
+
+def test_a_broken_line_of_the_spool_costs_its_sample_and_no_more(pairs, standins, finished, tmp_path):
+    given = standins(score={"options": {"down": True}})
+    with pytest.raises(engine.Stopped):
+        run(pairs, tmp_path / "run", given)
+    spool = tmp_path / "run" / "spool"
+    (path,) = spool.glob("ingest-*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    with Ledger(tmp_path / "run", writing=True) as book:  # as if nothing had been folded yet
+        book.db.executescript("DELETE FROM results; DELETE FROM spools; UPDATE samples SET content = ''")
+    path.write_bytes(lines[0][:40] + b"".join(lines[1:]))
+    before = {line["sample"]: line["at"] for line in map(json.loads, lines[2:])}
+    run(pairs, tmp_path / "run", standins())
+    assert found(tmp_path / "run") == found(finished)
+    with Ledger(tmp_path / "run") as book:
+        now = dict(book.db.execute("SELECT sample, at FROM results WHERE stage = 'ingest'"))
+    assert {sample: now[sample] for sample in before} == before
+    assert len(before) == 18
+
+
+def test_what_cannot_be_written_stops_the_run_and_leaves_no_half_line(pairs, standins, finished, tmp_path, monkeypatch):
+    sync, calls = os.fsync, []
+
+    def failing(file):
+        calls.append(file)
+        if len(calls) > 12:  # eight clips' frames and their lines, then some of the next batch's
+            raise OSError(errno.EIO, "Input/output error")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(engine.Stopped, match=r"The folder of the run cannot be written .*Input/output error"):
+        run(pairs, tmp_path / "run", standins())
+    assert len(recorded(tmp_path / "run")) == 8
+    assert not [*(tmp_path / "run" / "at-hand").glob("*.json")]  # nothing died
+    monkeypatch.undo()
+    run(pairs, tmp_path / "run", standins())
+    assert found(tmp_path / "run") == found(finished)
+
+
+@pytest.mark.parametrize(("answer", "error"), [
+    (ValueError("cut off here: \ud83d"), "cut off here: \\ud83d"),
+    (Quality(float("nan"), 8, 9, 9), "The model told a value that is no number or no text."),
+    (Quality(8, 8, 9, 9, "cut off here: \ud83d"), "The model told a value that is no number or no text."),
+])  # fmt: skip
+def test_what_no_ledger_takes_is_a_failure_with_a_reason(pairs, standins, tmp_path, monkeypatch, answer, error):
+    def judge(self, views, attempt=0):
+        if isinstance(answer, Exception):
+            raise answer
+        return [answer] * len(views)
+
+    monkeypatch.setattr(refvie_models.Judge, "judge", judge)
+    for _ in range(2):
+        run(pairs, tmp_path / "run", standins())
+        assert {told for _, told in failures(tmp_path / "run")} == {error}
+
+
+def test_a_machine_that_fails_on_everything_stops_the_run(pairs, standins, finished, tmp_path, monkeypatch):
+    def judge(self, views, attempt=0):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(refvie_models.Judge, "judge", judge)
+    sentence = "score failed on 16 samples in a row, at last by RuntimeError: CUDA error: .*; mend that, then run again"
+    with pytest.raises(engine.Stopped, match=sentence):
+        run(pairs, tmp_path / "run", standins())
+    monkeypatch.undo()
+    run(pairs, tmp_path / "run", standins(), retry=True)
+    assert found(tmp_path / "run") == found(finished)
+
+
+def test_a_back_end_that_leaves_answers_out_stops_the_run(pairs, standins, tmp_path, monkeypatch):
+    monkeypatch.setattr(refvie_models.Painter, "paint", lambda self, paintings: [])
+    with pytest.raises(engine.Stopped, match="The back end of synthesise has 0 answers to 4 questions; mend its class"):
+        run(pairs, tmp_path / "run", standins())
+
+
+def test_one_bad_sample_of_a_batch_leaves_the_others_their_answers(pairs, standins, tmp_path, monkeypatch):
+    asked, paint = [], refvie_models.Painter.paint
+
+    def refusing(self, paintings):
+        asked.append(len(paintings))
+        if any(painting.name == bad for painting in paintings):
+            raise ValueError("This one not.")
+        return paint(self, paintings)
+
+    bad = told(pairs, 2).split()[-1]
+    monkeypatch.setattr(refvie_models.Painter, "paint", refusing)
+    given = standins(synthesise={"batch_size": 12})
+    run(pairs, tmp_path / "run", given)
+    failed = count(tmp_path / "run", given)["synthesise"][FAILED]
+    assert 0 < failed < 12
+    assert {error for _, error in failures(tmp_path / "run")} == {"This one not."}
+
+
+def test_a_run_with_other_frames_leaves_the_results_of_the_first_in_place(own, pairs, standins):
+    before = recorded(own)
+    run(pairs, own, standins(side=32), only=("ingest",))
+    book, _ = pipeline.opened(own, standins())
+    with book:
+        assert book.db.execute("SELECT sum(kept), sum(instruct) FROM verdicts").fetchone() == (WITH_REFERENCE, 20)
+    after = recorded(own)
+    assert {key: after[key] for key in before} == before
+    assert len(after) == len(before) + 20
+
+
+def test_a_wrong_table_leaves_the_config_that_results_are_judged_by(own, standins, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        run(tmp_path / "absent.csv", own, standins(keep={"verify.same": {"min": 9}}))
+    book, given = pipeline.opened(own)
+    with book:
+        assert given.keep == {}
+
+
+def test_a_ledger_that_is_none_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "ledger.sqlite").write_text("no database " * 100)
+    process = subprocess.run(
+        [sys.executable, "-m", "training.refvie", "report", "--out", str(tmp_path)],
+        env=environment(), cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 2
+    (line,) = process.stderr.strip().splitlines()
+    assert line.startswith("python -m training.refvie: The ledger cannot be used (file is not a database)")
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [

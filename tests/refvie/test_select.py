@@ -77,3 +77,19 @@ def test_a_person_s_word_goes_before_bounds_and_duplicates(standins, tmp_path):
     found = told(tmp_path / "run")
     assert found["copy4"][2:] == ("deduplicate", "the same files as pair4")
     assert found["pair1"][0] == found["copy1"][0] == 1
+
+
+def test_duplicates_are_looked_for_once_for_the_same_question(standins, tmp_path, monkeypatch):
+    table = write_pairs(tmp_path / "pairs", 10)
+    run(table, tmp_path / "run", standins(duplicates=0.1))
+    asked, look = [], select.duplicates
+    monkeypatch.setattr(select, "duplicates", lambda *given: asked.append(given[1:]) or look(*given))
+    first = told(tmp_path / "run")
+    assert any(stage == "deduplicate" for _, _, stage, _ in first.values())
+    assert told(tmp_path / "run") == first
+    assert asked == [(0.1, 0)]
+    with Ledger(tmp_path / "run") as book:
+        book.choose("pair1", True)
+    assert told(tmp_path / "run")["pair1"][0] == 1
+    told(tmp_path / "run", standins(duplicates=0.2))
+    assert asked[1:] == [(0.1, 1), (0.2, 1)]

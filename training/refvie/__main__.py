@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,9 @@ def main() -> int:
     options = tyro.extras.subcommand_cli_from_dict(commands, prog=PROGRAM, config=(tyro.conf.OmitArgPrefixes,))
     try:
         _do(options)
+    except sqlite3.Error as error:
+        print(f"{PROGRAM}: The ledger cannot be used ({error}); see that the disk has room and works.", file=sys.stderr)
+        return 2
     except (ValueError, OSError, engine.Stopped, ledger.Busy) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2

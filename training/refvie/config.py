@@ -16,24 +16,30 @@ def _whole(name: str, value: object) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What answers a stage."""
+class Workers:
+    """Who does a stage."""
 
-    backend: str = "classical"
-    options: dict = field(default_factory=dict)
-    """Keywords of the back end's class, such as ``model`` or ``device``."""
     batch_size: int = 8
-    """Samples that it is given at once."""
+    """Samples that one is given at once."""
     workers: int = 1
-    """Copies of it; more than one run as processes."""
+    """How many; more than one run as processes."""
     gpus: float = 0.0
-    """GPUs that each copy needs, which Daft and Ray place it by."""
+    """GPUs that each needs, which Daft and Ray place it by."""
 
     def __post_init__(self):
         _whole("batch_size", self.batch_size)
         _whole("workers", self.workers)
         if not isinstance(self.gpus, (int, float)) or self.gpus < 0:
             raise ValueError(f"gpus is {self.gpus!r}; give 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Workers):
+    """What answers a stage, each worker with a copy of it."""
+
+    backend: str = "classical"
+    options: dict = field(default_factory=dict)
+    """Keywords of the back end's class, such as ``model`` or ``device``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,7 @@ class Config:
     attempts: int = 3
     """How often a model is asked for an answer that can be read, and how many deaths of a worker a sample may see."""
     seed: int = 0
+    ingest: Workers = Workers()
     score: ModelConfig = ModelConfig()
     locate: ModelConfig = ModelConfig()
     segment: ModelConfig = ModelConfig()
@@ -111,6 +118,8 @@ def read(given: str | Path) -> Config:
 def parse(fields: object) -> Config:
     """A config of plain values, as a YAML file has them."""
     fields = dict(_table("The config", fields, Config))
+    if "ingest" in fields:
+        fields["ingest"] = Workers(**_table("ingest", fields["ingest"], Workers))
     for stage in MODEL_STAGES:
         if stage in fields:
             fields[stage] = ModelConfig(**_table(stage, fields[stage], ModelConfig))

@@ -12,13 +12,15 @@ from .ledger import Ledger
 def estimate(book: Ledger, given: Config, pairs: int, gpus: Sequence[int]) -> str:
     """A table in Markdown: by stage the share of the samples that reach it, seconds a sample, and the whole in hours.
 
-    The seconds are those of one copy of the model on the machine that ran it. Stages without a model run on CPUs, which
-    are taken to keep up.
+    The seconds are those of one copy of the model on the machine that ran it. Ingest has none: its hours are those of
+    one core, and it takes as many cores as are to keep up.
 
     Args:
         book: of a run in which some samples went through all stages; ValueError if none did.
         pairs: of the larger run. gpus: numbers of copies of each model that work at once.
     """
+    if pairs < 1 or any(count < 1 for count in gpus):
+        raise ValueError("Give at least 1 pair, and numbers of GPUs of at least 1.")
     total = book.db.execute("SELECT count(*) FROM samples WHERE listed = ?", (book.run,)).fetchone()[0]
     lines = [
         f"For {pairs:,} pairs, by {total:,} measured.",
@@ -37,11 +39,12 @@ def estimate(book: Ledger, given: Config, pairs: int, gpus: Sequence[int]) -> st
         ).fetchone()
         if not reached:
             raise ValueError(f"No sample of this run has reached {name}; run more pairs first.")
-        hours = [pairs * reached / total * seconds / 3600 / count for count in gpus]
+        alone = pairs * reached / total * seconds / 3600
+        hours = [alone / count if name in MODEL_STAGES else alone for count in gpus]
         if name in MODEL_STAGES:
             sums = [before + now for before, now in zip(sums, hours)]
         share = f"{100 * reached / total:.0f}%"
-        cells = [name, model or "CPU", share, f"{seconds:.4f}", *(f"{one:,.1f}" for one in hours)]
+        cells = [name, model or "one core", share, f"{seconds:.4f}", *(f"{one:,.1f}" for one in hours)]
         lines.append("| " + " | ".join(cells) + " |")
     kept = book.db.execute("SELECT coalesce(sum(kept), 0) FROM verdicts").fetchone()[0]
     lines += [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from PIL import Image
 from kiwi_core import media
 from kiwi_core.atomic import replacing
 
+from ..data.media import Media
+
 QUALITY = 95
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ def take(source: str, target: str, count: int, side: int) -> Taken:
     if before.shape != after.shape:
         sizes = " and ".join(f"{frames.shape[2]}x{frames.shape[1]}" for frames in (before, after))
         raise ValueError(f"Source and target have different sizes, {sizes}; give clips of one size.")
-    places = np.unique(np.linspace(0, len(before) - 1, min(count, len(before))).round().astype(int))
+    places = spread(len(before), count)
     facts = {
         "frames": len(before),
         "width": before.shape[2],
         "height": before.shape[1],
         "rate": float(clips[0].frame_rate),
         "flicker": flicker(before, after),
-        "source_digest": digest(source),
-        "target_digest": digest(target),
+        "source_digest": Media(source).digest(),
+        "target_digest": Media(target).digest(),
     }
     return Taken(_scaled(before[places], side), _scaled(after[places], side), facts)
 
@@ -79,13 +79,9 @@ def _unsteady(frames: np.ndarray) -> float:
     return total / (len(frames) - 2) / 255
 
 
-def digest(path: str) -> str:
-    """Of a file's bytes, 32 hexadecimal digits."""
-    found = hashlib.blake2b(digest_size=16)
-    with Path(path).open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+def spread(count: int, most: int) -> np.ndarray:
+    """At most ``most`` places out of ``count``, from the first to the last, evenly."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
 
 
 def _scaled(frames: np.ndarray, side: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import frames as frames_of
 from .backends import pixels
 from .backends.classical import cutout, views
 
@@ -40,7 +41,7 @@ def of_subject(reference: np.ndarray, frames: np.ndarray, masks: np.ndarray) -> 
     seen = [place for place in range(len(frames)) if masks[place].sum() >= 20]
     if not mask.any() or not seen:
         return 0.0
-    places = [seen[place] for place in _spread(len(seen), _FRAMES)]
+    places = [seen[place] for place in frames_of.spread(len(seen), _FRAMES)]
     targets = [views.brought(frames[place], pixels.main_parts(masks[place], 0.05)) for place in places]
     return max(_agreement(view, target) for view in views.turned(reference, mask) for target in targets)
 
@@ -55,7 +56,7 @@ def of_scene(reference: np.ndarray, frames: np.ndarray, masks: np.ndarray) -> fl
             background, bool ``[T, H, W]``.
     """
     best = 0.0
-    for place in _spread(len(frames), 3):
+    for place in frames_of.spread(len(frames), 3):
         height, width = frames.shape[1:3]
         scale = _SCENE_SIDE / max(height, width)
         size = max(8, round(width * scale)), max(8, round(height * scale))
@@ -103,7 +104,3 @@ def _alike(whole: np.ndarray, part: np.ndarray, shown: np.ndarray, strengths: tu
 def _strength(structure: np.ndarray) -> float:
     """Its standard deviation, of all but the strongest twentieth: a rim of another colour counts for nothing."""
     return float(np.clip(structure, *np.quantile(structure, [0.03, 0.97])).std())
-
-
-def _spread(count: int, most: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))

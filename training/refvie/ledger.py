@@ -39,6 +39,10 @@ CREATE TABLE IF NOT EXISTS results (
     PRIMARY KEY (stage, key, sample, content)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS choices (sample INTEGER PRIMARY KEY, accepted INTEGER NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS deaths (
+    stage TEXT NOT NULL, key TEXT NOT NULL, sample INTEGER NOT NULL, alone INTEGER NOT NULL,
+    PRIMARY KEY (stage, key, sample)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spools (name TEXT PRIMARY KEY, read INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
@@ -192,12 +196,13 @@ class Ledger:
         return (Pair(*row[:7]), row[7]) if row else None
 
     def restore_content(self, ingest: Stage) -> None:
-        """What earlier readings of the same files found: a sample whose files are as they once were has its content."""
+        """What earlier readings of the same files found: a sample whose files are as they once were has its content,
+        also if they were read with other settings then."""
         self.db.execute(
             'UPDATE samples SET content = coalesce((SELECT json_extract(r."values", \'$.content\') FROM results r'
-            " WHERE r.stage = ? AND r.key = ? AND r.sample = number AND r.content = given AND r.status = ?), '')"
-            " WHERE listed = ?",
-            (ingest.name, ingest.key, DONE, self.run),
+            " WHERE r.stage = ? AND r.sample = number AND r.content = given AND r.status = ?"
+            " ORDER BY r.key = ? DESC, r.at DESC LIMIT 1), '') WHERE listed = ?",
+            (ingest.name, DONE, ingest.key, self.run),
         )
 
     # Results
@@ -288,6 +293,27 @@ class Ledger:
             arguments,
         )
         return {status or "": count for status, count in rows}
+
+    # Deaths of workers
+
+    def died(self, stage: Stage, samples: Sequence[int], alone: bool) -> None:
+        """Note that a worker died with these in hand; ``alone`` if it had nothing else to die of."""
+        self.db.executemany(
+            "INSERT INTO deaths VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET alone = alone + excluded.alone",
+            [(stage.name, stage.key, sample, int(alone)) for sample in samples],
+        )
+
+    def suspects(self, stage: Stage) -> dict[int, int]:
+        """Samples that workers died with, and how often of them alone."""
+        known = (stage.name, stage.key)
+        return dict(self.db.execute("SELECT sample, alone FROM deaths WHERE stage = ? AND key = ?", known))
+
+    def absolve(self, stage: Stage, samples: Iterable[int]) -> None:
+        """Forget the deaths."""
+        self.db.executemany(
+            "DELETE FROM deaths WHERE stage = ? AND key = ? AND sample = ?",
+            [(stage.name, stage.key, sample) for sample in samples],
+        )
 
     # Choices
 

@@ -53,11 +53,11 @@ def run(
     book = Ledger(folder, writing=True)
     try:
         with engine.stopping():
-            book.note(CONFIG, json.dumps(config.plain(given)))
             engine.fold(book)
             if tables:
                 count = book.take(_known(book, ingest.read(tables, root, layout, origin)))
                 logger.info("%d pairs in %s", count, ", ".join(map(str, tables)))
+            book.note(CONFIG, json.dumps(config.plain(given)))
             book.restore_content(plan[INGEST])
             _start(ray)
             for name, stage in plan.items():

@@ -7,6 +7,8 @@ Every sample of the run gets a line in the temporary table ``verdicts``: ``numbe
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,6 +20,8 @@ from .ledger import DONE, FAILED, INGEST, MISSING, Ledger, Stage, broken_bounds
 WAITING = "waits"
 NO_REFERENCE = "no reference picture shows such an edit"
 REJECTED = "rejected by a person"
+DUPLICATES = "duplicates"
+"""The ledger's note of those that were found last: looking for them takes long, and many questions have the same."""
 _BLOCK = 2048
 
 
@@ -104,18 +108,26 @@ def _alike(ledger: Ledger, embed: Stage, least: float) -> None:
         " LEFT JOIN choices c ON c.sample = v.number WHERE v.kept AND r.status = ?"
     )
     arguments = (embed.name, embed.key, DONE)
-    count, length, accepted = ledger.db.execute(
-        f"SELECT count(*), max(length(r.vector)), coalesce(sum(c.accepted), 0){source}", arguments
-    ).fetchone()
-    if not count:
+    rows = ledger.db.execute(
+        f"SELECT v.number, v.id, c.accepted IS NOT NULL, length(r.vector), s.content{source}"
+        " ORDER BY c.accepted IS NULL, v.overall DESC, v.number",
+        arguments,
+    ).fetchall()
+    if not rows:
         return
-    names, vectors = [], np.empty((count, 2, length // 4), np.float16)
-    order = " ORDER BY c.accepted IS NULL, v.overall DESC, v.number"
-    for place, row in enumerate(ledger.db.execute(f"SELECT v.number, v.id, r.vector{source}{order}", arguments)):
-        names.append(row[:2])
-        vectors[place] = np.frombuffer(row[2], np.float16).reshape(2, -1)
-    found = duplicates(vectors, least, accepted)
-    _drop(ledger, [(f"looks like {names[other][1]}", names[place][0]) for place, other in found.items()])
+    accepted = sum(row[2] for row in rows)
+    asked_by = [embed.key, least, accepted, [(row[0], row[4]) for row in rows]]
+    asked = hashlib.blake2b(json.dumps(asked_by).encode(), digest_size=16).hexdigest()
+    known = json.loads(ledger.fact(DUPLICATES, "{}"))
+    if known.get("asked") != asked:
+        vectors = np.empty((len(rows), 2, rows[0][3] // 4), np.float16)
+        places = {row[0]: place for place, row in enumerate(rows)}
+        for number, vector in ledger.db.execute(f"SELECT v.number, r.vector{source}", arguments):
+            vectors[places[number]] = np.frombuffer(vector, np.float16).reshape(2, -1)
+        found = sorted(duplicates(vectors, least, accepted).items())
+        known = {"asked": asked, "found": found}
+        ledger.note(DUPLICATES, json.dumps(known))
+    _drop(ledger, [(f"looks like {rows[other][1]}", rows[place][0]) for place, other in known["found"]])
 
 
 def _drop(ledger: Ledger, doubled: list[tuple[str, int]], instruct: bool = False) -> None:

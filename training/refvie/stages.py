@@ -34,6 +34,8 @@ class Outcome:
     vector: bytes = b""
     attempts: int = 1
     error: str = ""
+    unforeseen: bool = False
+    """Whether it failed by what no stage should: a bug, or a broken machine."""
 
 
 UNREADABLE = "No answer of the model could be read."
@@ -78,6 +80,14 @@ class Stage:
         path = self.folder / job.results["synthesise"]["artefact"]
         return np.asarray(Image.open(path).convert("RGB"))
 
+    def answered(self, answers: Sequence, questions: Sequence) -> Sequence:
+        """The answers, if there is one to each question; Unavailable tells whose class lacks some."""
+        if len(answers) != len(questions):
+            raise backends.Unavailable(
+                f"The back end of {self.name} has {len(answers)} answers to {len(questions)} questions; mend its class."
+            )
+        return answers
+
     def ask(self, call: Callable, questions: Sequence) -> tuple[list, list[int]]:
         """Answers, ``None`` for what stays unreadable after all attempts, and how often each was asked."""
         answers, asked = [None] * len(questions), [0] * len(questions)
@@ -85,7 +95,8 @@ class Stage:
             places = [place for place, answer in enumerate(answers) if answer is None]
             if not places:
                 break
-            for place, answer in zip(places, call([questions[place] for place in places], attempt)):
+            found = self.answered(call([questions[place] for place in places], attempt), places)
+            for place, answer in zip(places, found):
                 answers[place] = answer
                 asked[place] += 1
         return answers, asked
@@ -159,7 +170,8 @@ class Segment(Stage):
 
     def run(self, jobs):
         tracks = [Track(*self.frames(job), _region(job)) for job in jobs]
-        return [self._kept(job, masks) for job, masks in zip(jobs, self.model.track(tracks))]
+        found = self.answered(self.model.track(tracks), tracks)
+        return [self._kept(job, masks) for job, masks in zip(jobs, found)]
 
     def _kept(self, job: Job, masks: np.ndarray) -> Outcome:
         if not masks.any() and job.results["locate"]["values"]["kind"] == SUBJECT:
@@ -180,7 +192,8 @@ class Synthesise(Stage):
 
     def run(self, jobs):
         paintings = [self._asked(job) for job in jobs]
-        return [self._kept(*both) for both in zip(jobs, paintings, self.model.paint(paintings))]
+        found = self.answered(self.model.paint(paintings), paintings)
+        return [self._kept(*one) for one in zip(jobs, paintings, found)]
 
     def _asked(self, job: Job) -> Painting:
         seed = int(_digest([self.config.seed, job.content])[:8], 16)
@@ -228,7 +241,8 @@ class Embed(Stage):
     def run(self, jobs):
         targets = [self.frames(job)[1] for job in jobs]
         pictures = [self.reference(job) for job in jobs] + [target[len(target) // 2] for target in targets]
-        found = np.asarray(self.model.embed(pictures), np.float16).reshape(2, len(jobs), -1)
+        found = self.answered(self.model.embed(pictures), pictures)
+        found = np.asarray(found, np.float16).reshape(2, len(jobs), -1)
         return [Outcome(DONE, vector=found[:, place].tobytes()) for place in range(len(jobs))]
 
 

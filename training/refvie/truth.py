@@ -112,14 +112,14 @@ def region_iou(masks: np.ndarray, true: np.ndarray) -> float:
     Args:
         masks: bool ``[T, H, W]``, perhaps of fewer frames: those that :func:`training.refvie.frames.take` samples.
     """
-    places = np.linspace(0, len(true) - 1, len(masks)).round().astype(int)
+    places = frame_files.spread(len(true), len(masks))
     both, either = (masks & true[places]).sum(), (masks | true[places]).sum()
     return float(both / either) if either else 1.0
 
 
 def box_iou(boxes: Sequence, true: Sequence) -> float:
     """The mean over frames for boxes as in :attr:`Truth.boxes`; frames where neither has one count as 1."""
-    places = np.linspace(0, len(true) - 1, len(boxes)).round().astype(int)
+    places = frame_files.spread(len(true), len(boxes))
     return float(np.mean([_overlap(box, true[place]) for box, place in zip(boxes, places)]))
 
 

@@ -214,9 +214,12 @@ def _imported(module: str, name: str, given: str) -> type[Model]:
 
 
 def identity(stage: str, backend: str, options: dict) -> str:
-    """What the answers of a model are known by, as text."""
+    """What the answers of a model are known by, as text; an option that is its default is as one that is not given."""
     made = find(stage, backend, options)
-    kept = {key: value for key, value in sorted(options.items()) if key not in made.unkeyed}
+    known = inspect.signature(made).parameters.items()
+    defaults = {key: one.default for key, one in known if one.default is not one.empty}
+    kept = {key: value for key, value in (defaults | options).items() if key not in made.unkeyed}
+    kept = {key: float(value) if isinstance(defaults.get(key), float) else value for key, value in kept.items()}
     texts = [hashlib.blake2b((PROMPTS / name).read_bytes(), digest_size=8).hexdigest() for name in made.prompts]
     return json.dumps([backend, made.version, kept, *texts], sort_keys=True)
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ...data import rows
 from ...data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Media
-from .. import pictures, samples
+from .. import frames, pictures, samples
 from ..config import Config
 from ..ledger import INGEST, Ledger
 from ..pairs import tables
@@ -207,9 +207,8 @@ def _values(fields: object) -> Iterator[str | bytes]:
 
 
 def _content(item: Media | bytes) -> tuple[str, list[Image.Image]]:
-    """The digest of an item's bytes, as :func:`training.refvie.frames.digest` makes it, and its frames."""
+    """The digest of an item's bytes, as :meth:`training.data.media.Media.digest` makes it, and its frames."""
     if isinstance(item, bytes):
         return hashlib.blake2b(item, digest_size=16).hexdigest(), [pictures.opened(item)]
-    frames = item.frames()
-    places = np.unique(np.linspace(0, len(frames) - 1, min(_FRAMES, len(frames))).round().astype(int))
-    return item.digest(), [Image.fromarray(frames[place]) for place in places]
+    found = item.frames()
+    return item.digest(), [Image.fromarray(found[place]) for place in frames.spread(len(found), _FRAMES)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ... import frames
 from ...pairs.pair import SCENE
 from .. import Check, Match, pixels
 from ..pixels import ramp
@@ -35,7 +36,7 @@ def _subject(check: Check) -> tuple[list[tuple[float, str]], list[tuple[float, s
     own = check.masks & np.stack([pixels.shrunk(one, 1) for one in check.masks])
     own = own if own.any() else check.masks
     colours = _alike(check.reference[mask], check.target[own])
-    places = [seen[place] for place in np.unique(np.linspace(0, len(seen) - 1, min(3, len(seen))).astype(int))]
+    places = [seen[place] for place in frames.spread(len(seen), 3)]
     targets = [views.brought(check.target[place], check.masks[place]) for place in places]
     outline = max(views.overlap(view, target) for view in views.turned(check.reference, mask) for target in targets)
     count, _ = pixels.components(mask, 0.15)
