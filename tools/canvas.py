@@ -16,7 +16,7 @@ from typing import Any
 
 import comfyui
 from PIL import Image
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 NO_CHROMIUM = "Chromium is not installed: apt-get install chromium, or set CHROMIUM to the path of one."
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -125,15 +125,26 @@ class Canvas:
 
 
 @contextmanager
-def browse(server: comfyui.Server, width: int = 2800, height: int = 1700) -> Iterator[Canvas]:
-    """A started :class:`Canvas` of a running server, in a window of this size in pixels."""
+def launched() -> Iterator[Browser]:
+    """Chromium, headless."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=_ARGUMENTS)
-        page = browser.new_page(viewport={"width": width, "height": height})
-        canvas = Canvas(page, server)
-        canvas.start()
-        yield canvas
+        yield browser
         browser.close()
+
+
+@contextmanager
+def browse(server: comfyui.Server, width: int = 2800, height: int = 1700) -> Iterator[Canvas]:
+    """A started :class:`Canvas` of a running server, in a window of this size in pixels."""
+    with launched() as browser:
+        yield started(browser, server, width, height)
+
+
+def started(browser: Browser, server: comfyui.Server, width: int = 2800, height: int = 1700) -> Canvas:
+    """A :class:`Canvas` of a running server, in a window of this size in pixels."""
+    canvas = Canvas(browser.new_page(viewport={"width": width, "height": height}), server)
+    canvas.start()
+    return canvas
 
 
 if __name__ == "__main__":

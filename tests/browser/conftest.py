@@ -17,9 +17,14 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def browser(server):
-    with canvases.browse(server) as canvas:
-        yield canvas
+def chromium():
+    with canvases.launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def browser(chromium, server):
+    return canvases.started(chromium, server)
 
 
 @pytest.fixture

@@ -237,7 +237,7 @@ def test_nothing_kept_is_said_and_the_old_export_stays(own, tmp_path):
 
 
 @pytest.mark.parametrize(("spoil", "kind", "sentence"), [
-    (lambda path: path.unlink(), FileNotFoundError, "s22.mkv is gone; run the pipeline again, then export"),
+    (lambda path: path.unlink(), FileNotFoundError, "s22.mkv is gone; run the pipeline again with --retry-failed"),
     (lambda path: path.write_bytes(b"another clip"), ValueError, "s22.mkv is not what it was when it was judged"),
 ])  # fmt: skip
 def test_a_clip_that_is_gone_or_another_ends_the_export_and_the_old_one_stays(own, tmp_path, spoil, kind, sentence):

@@ -50,7 +50,7 @@ def test_a_stage_waits_for_what_it_needs(book):
     assert waiting(book, SCORED) == ["a"]
     (job,) = book.pending(SCORED, GOOD)
     assert (job.content, job.source, job.prompt) == ("content a", "/a.mp4", "Make it red.")
-    assert job.results == {INGEST: {"values": {"content": "content a"}, "artefact": "ingest/a"}}
+    assert job.results == {INGEST: {"key": INGESTED.key, "values": {"content": "content a"}, "artefact": "ingest/a"}}
     assert type(job).parse(job.text()) == job
 
 

@@ -7,7 +7,7 @@ import training_data
 
 from training import metrics, trainer
 
-STEPS = 24
+STEPS = 40
 # How far the loss on the rows falls at least, from fixed seeds: half of what it was seen to do.
 SHARES = {"tiny_stage1": 0.3, "tiny_stage2": 0.07, "tiny_stage3": 0.07}
 
@@ -45,5 +45,4 @@ def test_a_stage_starts_where_the_last_one_ended(stages, earlier, later, kind):
 
 
 def test_the_last_stage_gains_from_those_before_it(stages):
-    # 0.96 of it on one CPU, less than 0.95 on others.
-    assert stages["tiny_stage3"][-1]["validation/loss"] < 0.98 * stages["cold"][-1]["validation/loss"]
+    assert stages["tiny_stage3"][-1]["validation/loss"] < 0.7 * stages["cold"][-1]["validation/loss"]

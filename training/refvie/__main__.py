@@ -34,7 +34,7 @@ class Run:
     origin: str = ""
     """Name of the set that the pairs are from, if not the layout's or the table's."""
     retry_failed: bool = False
-    """Try again what failed or had no answer that could be read."""
+    """Try again what failed or had no answer that could be read, and make again what is gone from the folder."""
     ray: str | None = None
     """Address of a Ray cluster to run on, or "local" to start one here."""
     stages: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ one by one and to one worker, also by the next run if the death was the run's ow
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import logging
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from kiwi_core.atomic import replacing
 
 from . import backends, config, ledger, stages
-from .ledger import FAILED, Job, Ledger, Result
+from .ledger import FAILED, LOST, Job, Ledger, Result
 from .stages import Outcome, Stage
 
 try:
@@ -112,7 +113,7 @@ class Worker:
         """Put results into the spool, all or none, after what they tell of is safe."""
         with _bookkeeping():
             for line in lines:
-                if line["artefact"]:
+                if line["artefact"] and line["status"] != LOST:
                     with (self.folder / line["artefact"]).open("rb") as file:
                         os.fsync(file.fileno())
             with self.spool.open("ab") as file:
@@ -136,6 +137,13 @@ class Worker:
                 "then run again with --retry-failed."
             )
         for job, one in zip(jobs, found, strict=True):
+            if one.status == LOST:  # this stage waits until what it needs is made again
+                needed = job.results[one.lost]
+                logger.warning("%s is lost or damaged; it is made again.", needed["artefact"])
+                yield dataclasses.asdict(
+                    Result(job.number, one.lost, needed["key"], "", LOST, {}, needed["artefact"])
+                ) | {"vector": ""}  # fmt: skip
+                continue
             yield {
                 "sample": job.number, "stage": self.stage.name, "key": self.key, "content": job.content,
                 "status": one.status, "values": one.values, "artefact": one.artefact, "vector": one.vector.hex(),
@@ -211,17 +219,25 @@ def outcomes(stage: Stage, jobs: Sequence[Job]) -> list[Outcome]:
         return [_told(one) for one in stage.run(jobs)]
     except backends.Unavailable:
         raise
+    except stages.Lost as error:
+        if len(jobs) > 1:
+            return _halves(stage, jobs)
+        return [Outcome(LOST, lost=error.stage)]
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise
         if len(jobs) > 1:
-            middle = len(jobs) // 2
-            return outcomes(stage, jobs[:middle]) + outcomes(stage, jobs[middle:])
+            return _halves(stage, jobs)
         text = _plain(" ".join(str(error).split())) or type(error).__name__
         if isinstance(error, (ValueError, OSError)):
             return [Outcome(FAILED, error=text)]
         logger.exception("%s failed on %s", stage.name, jobs[0].id)
         return [Outcome(FAILED, error=f"{type(error).__name__}: {text}", unforeseen=True)]
+
+
+def _halves(stage: Stage, jobs: Sequence[Job]) -> list[Outcome]:
+    middle = len(jobs) // 2
+    return outcomes(stage, jobs[:middle]) + outcomes(stage, jobs[middle:])
 
 
 def _told(one: Outcome) -> Outcome:
@@ -230,7 +246,7 @@ def _told(one: Outcome) -> Outcome:
         json.dumps(one.values, allow_nan=False, ensure_ascii=False).encode()
     except ValueError:
         return Outcome(FAILED, attempts=one.attempts, error="The model told a value that is no number or no text.")
-    return one
+    return dataclasses.replace(one, error=_plain(one.error))
 
 
 def _plain(text: str) -> str:

@@ -24,6 +24,8 @@ except ImportError:  # Windows has no such locks
 
 FILE, LOCK = "ledger.sqlite", "lock"
 DONE, FAILED, MISSING = "done", "failed", "missing"
+LOST = "lost"
+"""What was done, but whose artefact is no longer in the folder, or damaged: it waits for its stage again."""
 INGEST = "ingest"
 
 _SCHEMA = """
@@ -74,7 +76,7 @@ class Job:
     prompt: str
     category: str
     results: dict[str, dict]
-    """By stage, ``{"values": {...}, "artefact": "path in the folder"}``."""
+    """By stage, ``{"key": ..., "values": {...}, "artefact": "path in the folder"}``."""
 
     def text(self) -> str:
         return json.dumps(self.__dict__)
@@ -93,7 +95,8 @@ class Result:
     key: str
     content: str
     status: str
-    """"done", "failed" (``error`` says why) or "missing" (no answer that could be read)."""
+    """"done", "failed" (``error`` says why), "missing" (no answer that could be read), or "lost" of a result that is
+    known and whose artefact is not there any more."""
     values: dict
     artefact: str = ""
     vector: bytes = b""
@@ -218,13 +221,12 @@ class Ledger:
         """
         query, arguments = self._pending(stage, keep, retry)
         wanted = None if only is None else set(only)
-        names = [need.name for need in stage.needs]
         for row in self.db.execute(query, arguments):
             if wanted is None or row[0] in wanted:
                 found = row[7:]
                 results = {
-                    name: {"values": json.loads(found[2 * i]), "artefact": found[2 * i + 1]}
-                    for i, name in enumerate(names)
+                    need.name: {"key": need.key, "values": json.loads(found[2 * i]), "artefact": found[2 * i + 1]}
+                    for i, need in enumerate(stage.needs)
                 }
                 yield Job(*row[:7], results)
 
@@ -249,13 +251,14 @@ class Ledger:
             columns += [f'"{need.name}"."values"', f'"{need.name}".artefact']
         if stage.where:
             conditions.append(stage.where)
-        retried = f"OR r.status IN ('{FAILED}', '{MISSING}')" if retry else ""
+        again = (LOST, FAILED, MISSING) if retry else (LOST,)
         query = (
             f"SELECT {', '.join(columns)}"
             f" FROM samples s {' '.join(joins)}"
             " LEFT JOIN results r ON r.stage = :stage AND r.key = :key AND r.sample = s.number"
             f" AND r.content = s.{content}"
-            f" WHERE {' AND '.join(conditions)} AND (r.status IS NULL {retried}) ORDER BY s.number"
+            f" WHERE {' AND '.join(conditions)} AND (r.status IS NULL OR r.status IN ({', '.join(map(repr, again))}))"
+            " ORDER BY s.number"
         )
         return query, arguments
 
@@ -272,6 +275,12 @@ class Ledger:
     def record(self, results: Iterable[Result]) -> None:
         """Write results, in the transaction that is open or their own."""
         for one in results:
+            if one.status == LOST:
+                self.db.execute(
+                    "UPDATE results SET status = ? WHERE stage = ? AND key = ? AND sample = ? AND artefact = ?",
+                    (LOST, one.stage, one.key, one.sample, one.artefact),
+                )
+                continue
             self.db.execute(
                 "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (one.stage, one.key, one.sample, one.content, one.status, json.dumps(one.values, allow_nan=False),
@@ -293,6 +302,23 @@ class Ledger:
             arguments,
         )
         return {status or "": count for status, count in rows}
+
+    def lost(self, plan: Iterable[Stage]) -> int:
+        """How many results of the run's samples are lost."""
+        return sum(self.statuses(stage).get(LOST, 0) for stage in plan)
+
+    def look(self, plan: Iterable[Stage]) -> None:
+        """Note which results of the run's samples are lost, by whether there is a file."""
+        for stage in plan:
+            arguments: dict = {"run": self.run, "done": DONE}
+            name = stage.name
+            rows = self.db.execute(
+                f'SELECT s.number, "{name}".content, "{name}".artefact FROM samples s {self.join(stage, arguments)}'
+                f" WHERE s.listed = :run AND \"{name}\".status = :done AND \"{name}\".artefact <> ''",
+                arguments,
+            )
+            gone = [row for row in rows if not (self.folder / row[2]).is_file()]
+            self.record(Result(sample, name, stage.key, content, LOST, {}, path) for sample, content, path in gone)
 
     # Deaths of workers
 

@@ -37,8 +37,9 @@ def run(
 
     Args:
         tables: of pairs, see :func:`training.refvie.pairs.ingest.read`; none for those that the folder knows already.
-        root: where the clips lie. retry: also what failed or had no readable answer. ray: address of a Ray cluster,
-            "local" to start one here. Its machines must see the folder and the clips under the same paths.
+        root: where the clips lie. retry: also what failed, had no readable answer or is gone from the folder. ray:
+            address of a Ray cluster, "local" to start one here. Its machines must see the folder and the clips under
+            the same paths.
         only: names of stages, all without.
 
     Returns the ledger, open for writing. Raises ValueError or FileNotFoundError for what cannot be run,
@@ -60,11 +61,17 @@ def run(
             book.note(CONFIG, json.dumps(config.plain(given)))
             book.restore_content(plan[INGEST])
             _start(ray)
-            for name, stage in plan.items():
-                if only and name not in only:
-                    continue
-                for status, number in sorted(engine.run(book, stage, given, retry, ray is not None).items()):
-                    logger.info("%s: %d %s", name, number, status)
+            chosen = [stage for name, stage in plan.items() if not only or name in only]
+            if retry:
+                book.look(plan.values())
+            for _ in plan:  # a stage may find that what an earlier one has made is lost, and so on
+                for stage in chosen:
+                    for status, number in sorted(engine.run(book, stage, given, retry, ray is not None).items()):
+                        logger.info("%s: %d %s", stage.name, number, status)
+                if not (lost := book.lost(plan.values())):
+                    break
+            else:
+                logger.warning("%d artefacts are lost or damaged; run all stages to make them again.", lost)
             engine.clear(book)
     except BaseException:
         book.close()

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import stages
 from .config import Bound, Config
-from .ledger import DONE, FAILED, INGEST, MISSING, Ledger, Stage, broken_bounds
+from .ledger import DONE, FAILED, INGEST, LOST, MISSING, Ledger, Stage, broken_bounds
 
 WAITING = "waits"
 NO_REFERENCE = "no reference picture shows such an edit"
@@ -68,7 +68,7 @@ def _cases(stage: Stage, keep: Mapping[str, Bound], arguments: dict) -> list[str
     """SQL cases of one stage: what is true of a sample that does not pass it."""
     name = stage.name
     cases = [
-        f"WHEN \"{name}\".status IS NULL THEN json_array('{name}', '{WAITING}')",
+        f"WHEN \"{name}\".status IS NULL OR \"{name}\".status = '{LOST}' THEN json_array('{name}', '{WAITING}')",
         f"WHEN \"{name}\".status IN ('{FAILED}', '{MISSING}') THEN json_array('{name}', \"{name}\".error)",
     ]
     for bound, broken in broken_bounds(keep, arguments).items():

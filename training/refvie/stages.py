@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,6 +24,7 @@ from .config import MODEL_STAGES, Bound, Config
 from .ledger import DONE, FAILED, INGEST, MISSING, Job
 from .pairs.pair import REFERENCES, SCENE, SUBJECT
 
+T = TypeVar("T")
 ARTEFACTS = "artefacts"
 
 
@@ -36,9 +41,26 @@ class Outcome:
     error: str = ""
     unforeseen: bool = False
     """Whether it failed by what no stage should: a bug, or a broken machine."""
+    lost: str = ""
+    """The stage whose artefact was not there."""
+
+
+class Lost(Exception):
+    """What an earlier stage has made of a sample is not in the folder any more, or damaged."""
+
+    def __init__(self, stage: str):
+        super().__init__(stage)
+        self.stage = stage
 
 
 UNREADABLE = "No answer of the model could be read."
+
+
+def unanswered(answer: object, attempts: int) -> Outcome | None:
+    """What becomes of a sample that a model could not answer, None of one that it did."""
+    if isinstance(answer, ValueError):
+        return Outcome(FAILED, attempts=attempts, error=" ".join(str(answer).split()))
+    return Outcome(MISSING, attempts=attempts, error=UNREADABLE) if answer is None else None
 
 
 class Stage:
@@ -71,14 +93,23 @@ class Stage:
         return f"{ARTEFACTS}/{self.name}-{self.key[:8]}/{part}/{job.id}-{job.content[:8]}{suffix}"
 
     def frames(self, job: Job) -> tuple[np.ndarray, np.ndarray]:
-        return frames.load(self.folder / job.results[INGEST]["artefact"])
+        return self._kept_by(INGEST, job, frames.load)
 
     def masks(self, job: Job) -> np.ndarray:
-        return frames.load_masks(self.folder / job.results["segment"]["artefact"])
+        return self._kept_by("segment", job, frames.load_masks)
 
     def reference(self, job: Job) -> np.ndarray:
-        path = self.folder / job.results["synthesise"]["artefact"]
-        return np.asarray(Image.open(path).convert("RGB"))
+        return self._kept_by("synthesise", job, lambda path: np.asarray(Image.open(path).convert("RGB")))
+
+    def _kept_by(self, stage: str, job: Job, read: Callable[[Path], T]) -> T:
+        try:
+            return read(self.folder / job.results[stage]["artefact"])
+        except (ValueError, KeyError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+            raise Lost(stage) from error
+        except OSError as error:  # Pillow's for a broken picture has no number
+            if error.errno in (None, errno.ENOENT):
+                raise Lost(stage) from error
+            raise
 
     def answered(self, answers: Sequence, questions: Sequence) -> Sequence:
         """The answers, if there is one to each question; Unavailable tells whose class lacks some."""
@@ -130,10 +161,10 @@ class Score(Stage):
         views = [View(job.prompt, job.category, *self.frames(job)) for job in jobs]
         answers, asked = self.ask(self.model.judge, views)
         return [
-            Outcome(MISSING, attempts=times, error=UNREADABLE) if answer is None
-            else Outcome(DONE, {name: getattr(answer, name) for name in (*self.tells, "reason")}, attempts=times)
+            unanswered(answer, times)
+            or Outcome(DONE, {name: getattr(answer, name) for name in (*self.tells, "reason")}, attempts=times)
             for answer, times in zip(answers, asked)
-        ]  # fmt: skip
+        ]
 
 
 class Locate(Stage):
@@ -147,9 +178,9 @@ class Locate(Stage):
         answers, asked = self.ask(self.model.locate, views)
         return [self._told(answer, times) for answer, times in zip(answers, asked)]
 
-    def _told(self, region: Region | None, times: int) -> Outcome:
-        if region is None:
-            return Outcome(MISSING, attempts=times, error=UNREADABLE)
+    def _told(self, region: Region | ValueError | None, times: int) -> Outcome:
+        if none := unanswered(region, times):
+            return none
         values = {
             "category": region.category,
             "kind": REFERENCES.get(region.category, ""),
@@ -220,9 +251,9 @@ class Verify(Stage):
         checks = [self._check(job) for job in jobs]
         answers, asked = self.ask(self.model.verify, checks)
         return [
-            Outcome(MISSING, attempts=times, error=UNREADABLE) if answer is None
-            else Outcome(DONE, {"same": answer.same, "usable": answer.usable, "reason": answer.reason,
-                                "leak": _leak(check)}, attempts=times)
+            unanswered(answer, times)
+            or Outcome(DONE, {"same": answer.same, "usable": answer.usable, "reason": answer.reason,
+                              "leak": _leak(check)}, attempts=times)
             for check, answer, times in zip(checks, answers, asked)
         ]  # fmt: skip
 

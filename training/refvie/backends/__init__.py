@@ -2,7 +2,8 @@
 
 Each interface is one method over a batch: as many answers as were asked for, in order; ``None`` for one that could not
 be read, which the stage asks again, with the next ``attempt`` and so perhaps another temperature. A sample that a model
-cannot take raises ValueError with a sentence about it; :class:`Unavailable` stops the run, since no sample is at fault.
+cannot take raises ValueError with a sentence about it, or has that error in the place of its answer, which spares the
+others of its batch being asked again; :class:`Unavailable` stops the run, since no sample is at fault.
 """
 
 from __future__ import annotations
@@ -135,11 +136,11 @@ class Model(Protocol):
 
 
 class Judge(Model, Protocol):
-    def judge(self, views: Sequence[View], attempt: int = 0) -> list[Quality | None]: ...
+    def judge(self, views: Sequence[View], attempt: int = 0) -> list[Quality | ValueError | None]: ...
 
 
 class Grounder(Model, Protocol):
-    def locate(self, views: Sequence[View], attempt: int = 0) -> list[Region | None]: ...
+    def locate(self, views: Sequence[View], attempt: int = 0) -> list[Region | ValueError | None]: ...
 
 
 class Segmenter(Model, Protocol):
@@ -155,7 +156,7 @@ class Painter(Model, Protocol):
 
 
 class Verifier(Model, Protocol):
-    def verify(self, checks: Sequence[Check], attempt: int = 0) -> list[Match | None]: ...
+    def verify(self, checks: Sequence[Check], attempt: int = 0) -> list[Match | ValueError | None]: ...
 
 
 class Embedder(Model, Protocol):

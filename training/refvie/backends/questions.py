@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import Template
 
@@ -57,8 +57,8 @@ class Asking:
             raise ValueError(f"max_pixels is {max_pixels!r}; give a whole number of at least {self.min_pixels}.")
         self.max_pixels, self.coordinates = max_pixels, coordinates
 
-    def answers(self, questions: Sequence[Question], attempt: int) -> list[str]:
-        """The model's words, in order."""
+    def answers(self, questions: Sequence[Question], attempt: int) -> list[str | ValueError]:
+        """The model's words, in order; the reason in the place of those to what it cannot take."""
         raise NotImplementedError
 
     def fitted(self, frames: np.ndarray, least: int = 0) -> np.ndarray:
@@ -85,9 +85,9 @@ class Judging(Asking):
 
     version, prompts = 1, ("judge.txt",)
 
-    def judge(self, views: Sequence[View], attempt: int = 0) -> list[Quality | None]:
+    def judge(self, views: Sequence[View], attempt: int = 0) -> list[Quality | ValueError | None]:
         asked = [self._of_pair(*self.prompts, view) for view in views]
-        return [quality(text) for text in self.answers(asked, attempt)]
+        return [_read(quality, one) for one in self.answers(asked, attempt)]
 
 
 class Grounding(Asking):
@@ -95,12 +95,12 @@ class Grounding(Asking):
 
     version, prompts = 1, ("locate.txt",)
 
-    def locate(self, views: Sequence[View], attempt: int = 0) -> list[Region | None]:
+    def locate(self, views: Sequence[View], attempt: int = 0) -> list[Region | ValueError | None]:
         asked = [self._of_pair(*self.prompts, view) for view in views]
         scales = [
             (1000, 1000) if self.coordinates == THOUSANDTHS else one.parts[-1].shape[1::-1] for one in asked
         ]  # of the last edited frame
-        return [region(text, *rest) for text, *rest in zip(self.answers(asked, attempt), views, scales)]
+        return [_read(region, one, *rest) for one, *rest in zip(self.answers(asked, attempt), views, scales)]
 
 
 class Verifying(Asking):
@@ -108,8 +108,8 @@ class Verifying(Asking):
 
     version, prompts = 1, ("verify.txt",)
 
-    def verify(self, checks: Sequence[Check], attempt: int = 0) -> list[Match | None]:
-        return [match(text) for text in self.answers([self._of_check(check) for check in checks], attempt)]
+    def verify(self, checks: Sequence[Check], attempt: int = 0) -> list[Match | ValueError | None]:
+        return [_read(match, one) for one in self.answers([self._of_check(check) for check in checks], attempt)]
 
     def _of_check(self, check: Check) -> Question:
         what = "a background, the place" if check.kind == SCENE else "a subject, the thing"
@@ -134,6 +134,10 @@ def _text(file: str) -> str:
 
 def _labelled(name: str, frames: np.ndarray) -> list[str | np.ndarray]:
     return [part for number, frame in enumerate(frames, 1) for part in (f"{name} frame {number}:", frame)]
+
+
+def _read(read: Callable, answer: str | ValueError, *rest):
+    return answer if isinstance(answer, ValueError) else read(answer, *rest)
 
 
 def quality(text: str) -> Quality | None:

@@ -86,7 +86,7 @@ class Server(Asking):
             raise ValueError("key_variable names no environment variable with a key; set that, or leave key_variable.")
         return key
 
-    def answers(self, questions: Sequence[Question], attempt: int) -> list[str]:
+    def answers(self, questions: Sequence[Question], attempt: int) -> list[str | ValueError]:
         stop = threading.Event()
         with ThreadPoolExecutor(self.workers) as pool:
             try:
@@ -98,8 +98,8 @@ class Server(Asking):
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self, question: Question, attempt: int, stop: threading.Event) -> str:
-        """The model's words; "" where the reply has none."""
+    def _answer(self, question: Question, attempt: int, stop: threading.Event) -> str | ValueError:
+        """The model's words, "" where the reply has none, or why the server does not take the question."""
         body = json.dumps({
             "model": self.model, "messages": _messages(question), "max_tokens": self.max_new_tokens,
             "temperature": TEMPERATURE if attempt else 0, "seed": attempt,
@@ -107,6 +107,8 @@ class Server(Asking):
         for pause in (*PAUSES, None):
             try:
                 return _words(self._sent(body))
+            except ValueError as error:
+                return error
             except _Later as error:
                 if pause is None:
                     raise Unavailable(

@@ -306,7 +306,9 @@ def _write(
             for writer in writers:
                 writer.add(sample)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error.filename} is gone; run the pipeline again, then export.") from error
+        raise FileNotFoundError(
+            f"{error.filename} is gone; run the pipeline again with --retry-failed, then export."
+        ) from error
     for writer in writers:
         writer.close()
     return {writer.name: writer.files for writer in writers}
