@@ -33,6 +33,8 @@ class Run:
     """Whose columns the tables have; found out by itself."""
     origin: str = ""
     """Name of the set that the pairs are from, if not the layout's or the table's."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """By role (source, target, prompt, id, category), the table's column for it, where no layout knows it."""
     retry_failed: bool = False
     """Try again what failed or had no answer that could be read, and make again what is gone from the folder."""
     ray: str | None = None
@@ -107,7 +109,7 @@ def _do(options: Run | Report | Review | Export | Estimate) -> None:
     if isinstance(options, Run):
         book = pipeline.run(
             options.pairs, options.out, given, options.root, options.layout, options.origin,
-            options.retry_failed, options.ray, options.stages,
+            options.retry_failed, options.ray, options.stages, options.columns,
         )  # fmt: skip
         book.close()
         book, given = pipeline.opened(options.out)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from . import config, engine, select, stages
@@ -32,6 +32,7 @@ def run(
     retry: bool = False,
     ray: str | None = None,
     only: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> Ledger:
     """Run every stage for every pair that waits for it. What was done before is not done again.
 
@@ -40,7 +41,7 @@ def run(
         root: where the clips lie. retry: also what failed, had no readable answer or is gone from the folder. ray:
             address of a Ray cluster, "local" to start one here. Its machines must see the folder and the clips under
             the same paths.
-        only: names of stages, all without.
+        only: names of stages, all without. columns: see :func:`training.refvie.pairs.ingest.read`.
 
     Returns the ledger, open for writing. Raises ValueError or FileNotFoundError for what cannot be run,
     :class:`engine.Stopped` where no sample is at fault, :class:`ledger.Busy` if another run works in the folder.
@@ -56,7 +57,7 @@ def run(
         with engine.stopping():
             engine.fold(book)
             if tables:
-                count = book.take(_known(book, ingest.read(tables, root, layout, origin)))
+                count = book.take(_known(book, ingest.read(tables, root, layout, origin, columns)))
                 logger.info("%d pairs in %s", count, ", ".join(map(str, tables)))
             book.note(CONFIG, json.dumps(config.plain(given)))
             book.restore_content(plan[INGEST])
