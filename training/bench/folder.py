@@ -1,0 +1,175 @@
+"""The folder of a benchmark's run, and what lies where in it.
+
+    run.json                        which benchmark, which system with which settings
+    items.jsonl                     what was asked
+    edits/ID.mp4, edits/ID.json     the edit, and how it was made or why not
+    metrics.jsonl                   what was measured without a judge
+    scores/JUDGE/judge.json         who judges, and whether it is any good
+    scores/JUDGE/verdicts.jsonl     what it says of each item
+
+Lines are added as they are found out, so a killed run goes on; a torn line is as one that is not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kiwi_core.atomic import replacing
+
+from ..metrics import read_lines, write_lines
+from .items import Item
+
+DONE, FAILED = "done", "failed"
+FRAMES, TIME = "frames", "time"
+"""How frames of an edit and its source belong together: the first to the first and so on, or by seconds."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What became of an item in a system's hands."""
+
+    item: str
+    status: str
+    """"done", or "failed": ``error`` says why."""
+    path: Path | None = None
+    seconds: float = 0.0
+    """That it took, without loading the model."""
+    align: str = FRAMES
+    """"frames" or "time"."""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers of one edit that need no judge."""
+
+    item: str
+    values: dict[str, float | None]
+    """By metric; None where it does not apply."""
+    error: str = ""
+    """Why it could not be measured; "" if it could."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge said of one edit, once."""
+
+    item: str
+    repeat: int
+    status: str
+    """"done", or "failed": the edit was there, but no answer could be had or read."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """By criterion, 1 to 5, none above the first."""
+    given: dict[str, float] = field(default_factory=dict)
+    """The scores as the judge gave them."""
+    reason: str = ""
+    attempts: int = 1
+    error: str = ""
+
+
+class Folder:
+    """Reads and writes a run's folder. FileNotFoundError for one that is none, unless it is begun by :meth:`begin`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not (self.path / "run.json").is_file():
+            raise FileNotFoundError(f"There is no run in {self.path}; make one with: python -m training.bench run.")
+        self.run: dict = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        self.items = [_item(line) for line in read_lines(self.path / "items.jsonl")]
+
+    @classmethod
+    def begin(cls, path: str | Path, run: dict, items: Sequence[Item]) -> Folder:
+        """Start a run, or go on with one that is the same. ValueError for one that is another."""
+        path = Path(path)
+        lines = [_line(item) for item in items]
+        if (path / "run.json").is_file():
+            known = cls(path)
+            if known.run != json.loads(json.dumps(run)) or [_line(item) for item in known.items] != lines:
+                raise ValueError(f"{path} holds a run with other settings or items; give another folder for this one.")
+            return known
+        path.mkdir(parents=True, exist_ok=True)
+        write_lines(path / "items.jsonl", lines)
+        with replacing(path / "run.json") as temporary:
+            temporary.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+        return cls(path)
+
+    # Edits
+
+    def edit_path(self, item: Item) -> Path:
+        return self.path / "edits" / f"{item.id}.mp4"
+
+    def edit(self, item: Item) -> Edit | None:
+        """What became of an item; None if it was not tried yet."""
+        try:
+            told = json.loads((self.path / "edits" / f"{item.id}.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        path = told.pop("path")
+        return Edit(**told, path=None if path is None else self.path / path)
+
+    def note_edit(self, edit: Edit) -> None:
+        told = dataclasses.asdict(edit) | {"path": edit.path and os.path.relpath(edit.path, self.path)}
+        with replacing(self.path / "edits" / f"{edit.item}.json") as temporary:
+            temporary.write_text(json.dumps(told) + "\n", encoding="utf-8")
+
+    # Numbers without a judge
+
+    def measured(self) -> dict[str, Measured]:
+        """By item, the newest."""
+        return {line["item"]: Measured(**line) for line in read_lines(self.path / "metrics.jsonl")}
+
+    def note_measured(self, found: Measured) -> None:
+        _add(self.path / "metrics.jsonl", [dataclasses.asdict(found)])
+
+    # Judges
+
+    def judges(self) -> list[str]:
+        """Names of the judges that have scored here."""
+        return sorted(path.parent.name for path in self.path.glob("scores/*/judge.json"))
+
+    def judge(self, name: str) -> dict:
+        """Who a judge is: "model", "identity", "settings", and "audit", None or {"passed": ..., ...}."""
+        return json.loads((self.path / "scores" / name / "judge.json").read_text(encoding="utf-8"))
+
+    def note_judge(self, name: str, told: dict) -> None:
+        with replacing(self.path / "scores" / name / "judge.json") as temporary:
+            temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+    def verdicts(self, name: str) -> dict[str, list[Verdict]]:
+        """By item, the newest of each repeat."""
+        found: dict[str, dict[int, Verdict]] = {}
+        for line in read_lines(self.path / "scores" / name / "verdicts.jsonl"):
+            found.setdefault(line["item"], {})[line["repeat"]] = Verdict(**line)
+        return {item: [by_repeat[number] for number in sorted(by_repeat)] for item, by_repeat in found.items()}
+
+    def note_verdicts(self, name: str, found: Iterable[Verdict]) -> None:
+        _add(self.path / "scores" / name / "verdicts.jsonl", [dataclasses.asdict(one) for one in found])
+
+
+def _item(line: dict) -> Item:
+    paths = {name: line[name] and Path(line[name]) for name in ("source", "reference", "region")}
+    return Item(**(line | paths))
+
+
+def _line(item: Item) -> dict:
+    told = dataclasses.asdict(item)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in told.items()}
+
+
+def _add(path: Path, lines: Sequence[dict]) -> None:
+    """Add lines in one write, behind a torn one if there is any."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if file.tell():
+            with path.open("rb") as read:
+                read.seek(-1, os.SEEK_END)
+                if read.read(1) != b"\n":
+                    file.write(b"\n")
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
