@@ -8,9 +8,9 @@ import torch
 import transformers
 from random_model import byte_tokenizer
 
+from training.asking.loading import Portions
 from training.refvie import backends
 from training.refvie.backends import Check, Painting, Quality, Region, Track, Unavailable, View, questions
-from training.refvie.backends.loading import Portions
 from training.refvie.pairs.pair import BACKGROUND, CHANGE
 
 TEMPLATE = (

@@ -7,68 +7,27 @@ import logging
 import threading
 import time
 import traceback
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import chat_server
 import numpy as np
 import pytest
 from PIL import Image
 
+from training.asking import server
 from training.refvie import backends
-from training.refvie.backends import Check, Quality, Region, Unavailable, View, server
+from training.refvie.backends import Check, Quality, Region, Unavailable, View
 
 KEY = "sk-very/secret+key"
 SCORES = json.dumps({"prompt_following": 8, "consistency": 7, "naturalness": 6, "artifacts": 5, "reason": "fine"})
 GOOD = Quality(8, 7, 6, 5, "fine")
 
 
-class Stand:
-    """A server that answers by turns as it is told: with words, (code, headers, body), or what a callable gives."""
-
-    def __init__(self):
-        self.turns, self.seen, self.lock = [SCORES], [], threading.Lock()
-        stand = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with stand.lock:
-                    stand.seen.append((self.path, dict(self.headers), body))
-                    turn = stand.turns.pop(0) if len(stand.turns) > 1 else stand.turns[0]
-                if callable(turn):
-                    turn = turn(body)
-                if isinstance(turn, str):
-                    turn = (200, {}, json.dumps({"choices": [{"message": {"role": "assistant", "content": turn}}]}))
-                code, headers, text = turn
-                try:
-                    self.send_response(code)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(text.encode())
-                except OSError:
-                    pass  # who asked has not waited
-
-            do_GET = do_POST
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self.thread.start()
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
-
-
 @pytest.fixture
 def stand(monkeypatch):
     monkeypatch.setattr(server, "PAUSES", (0.01, 0.02))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    made = Stand()
+    made = chat_server.Stand(SCORES)
     yield made
     made.close()
 

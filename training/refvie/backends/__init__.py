@@ -19,11 +19,9 @@ from typing import Protocol
 
 import numpy as np
 
+from ...asking import Unavailable as Unavailable
+
 PROMPTS = Path(__file__).parents[1] / "prompts"
-
-
-class Unavailable(RuntimeError):
-    """The model cannot answer at all: no server, no memory, no file. One sentence that says what to do."""
 
 
 @dataclass(frozen=True)

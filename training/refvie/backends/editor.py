@@ -10,9 +10,9 @@ from string import Template
 import numpy as np
 from PIL import Image
 
+from ...asking.loading import Portions, device_of, loading
 from ..pairs.pair import SCENE, SUBJECT
 from . import PROMPTS, Painting, closeup
-from .loading import Portions, device_of, loading
 
 _PIPELINES = ("QwenImageEditPlusPipeline", "QwenImageEditPipeline")
 _FILES = {SUBJECT: "paint_subject.txt", SCENE: "paint_background.txt"}

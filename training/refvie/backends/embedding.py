@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from .loading import Portions, device_of, loading
+from ...asking.loading import Portions, device_of, loading
 
 
 class Embedder:

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-from PIL import Image
-
-from .loading import Portions, device_of, loading
-from .questions import (
-    MAX_NEW_TOKENS,
-    MAX_PIXELS,
-    PIXELS,
-    TEMPERATURE,
-    Asking,
-    Grounding,
-    Judging,
-    Question,
-    Verifying,
-)
+from ...asking import MAX_NEW_TOKENS
+from ...asking.local import LocalChat
+from .questions import MAX_PIXELS, PIXELS, Asking, Grounding, Judging, Verifying
 
 
-class Local(Asking):
-    """A model of transformers' ``AutoModelForImageTextToText`` that takes several pictures and has a chat template.
-
-    Args:
-        model: name on the Hugging Face hub, or folder. revision: of the hub's. device: "cuda", "cuda:1", "cpu", or
-            "auto" to spread it over all GPUs; without one, the first GPU where there is one. dtype: such as "bfloat16",
-            "auto" for the weights' own. max_new_tokens: the longest answer. attention: transformers' name of how
-            attention is computed. max_pixels, coordinates: see :class:`training.refvie.backends.questions.Asking`; what
-            the configuration of the model says decides instead of its name.
-    """
+class Local(LocalChat, Asking):
+    """See :class:`training.asking.local.LocalChat` and :class:`training.refvie.backends.questions.Asking`; what the
+    configuration of the model says decides about its coordinates, instead of its name."""
 
     unkeyed = ("device", "attention")
 
@@ -39,56 +18,11 @@ class Local(Asking):
         max_new_tokens: int = MAX_NEW_TOKENS, max_pixels: int = MAX_PIXELS, attention: str | None = None,
         coordinates: str = "auto",
     ):  # fmt: skip
-        with loading(model):
-            from transformers import AutoModelForImageTextToText, AutoProcessor
-
-            self.processor = AutoProcessor.from_pretrained(model, revision=revision)
-            if not getattr(self.processor, "chat_template", None):
-                raise ValueError("it has no chat template")
-            self.model = AutoModelForImageTextToText.from_pretrained(
-                model, revision=revision, dtype=dtype, device_map=device_of(device), attn_implementation=attention,
-                use_safetensors=True,
-            ).eval()  # fmt: skip
-        super().__init__(self.model.config.model_type, max_pixels, coordinates)
-        self.processor.tokenizer.padding_side = "left"
-        # The published settings are for sampling; what is asked first is to be the likeliest answer.
-        self.model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
-        self.max_new_tokens = max_new_tokens
+        LocalChat.__init__(self, model, revision, device, dtype, max_new_tokens, attention)
+        Asking.__init__(self, self.model.config.model_type, max_pixels, coordinates)
         # Where coordinates are pixels they are those of the frames that it is given, not of what it would make of them.
-        limits = {"size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}}
-        self.limits = limits if self.coordinates == PIXELS else {}
-        self.portions = Portions(model)
-
-    def answers(self, questions: Sequence[Question], attempt: int) -> list[str]:
-        return self.portions(lambda some: self._generated(some, attempt), questions)
-
-    def _generated(self, questions: Sequence[Question], attempt: int) -> list[str]:
-        import torch
-
-        texts = [
-            self.processor.apply_chat_template(_chat(one), tokenize=False, add_generation_prompt=True)
-            for one in questions
-        ]
-        pictures = [[Image.fromarray(part) for part in one.parts if _is_picture(part)] for one in questions]
-        inputs = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt", **self.limits)
-        inputs = inputs.to(self.model.device, self.model.dtype)
-        sampling = {"do_sample": True, "temperature": TEMPERATURE} if attempt else {}
-        torch.manual_seed(attempt)
-        with torch.inference_mode():
-            found = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, **sampling)
-        return self.processor.batch_decode(found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def _is_picture(part: str | np.ndarray) -> bool:
-    return isinstance(part, np.ndarray)
-
-
-def _chat(question: Question) -> list[dict]:
-    content = [{"type": "image"} if _is_picture(part) else {"type": "text", "text": part} for part in question.parts]
-    return [
-        {"role": "system", "content": [{"type": "text", "text": question.system}]},
-        {"role": "user", "content": content},
-    ]
+        if self.coordinates == PIXELS:
+            self.processing = {"size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}}
 
 
 class LocalJudge(Judging, Local):

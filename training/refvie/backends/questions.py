@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from string import Template
 
 import numpy as np
 from PIL import Image
 
+from ...asking import Question
+from ...asking.reading import is_number, one_object, quoted
 from ..pairs.pair import CATEGORIES, REFERENCES, SCENE, STYLE, SUBJECT
 from . import PROMPTS, Check, Match, Quality, Region, View, closeup
 
-TEMPERATURE = 0.3
-"""Of every attempt after the first, which is greedy."""
 MAX_PIXELS = 512 * 512
-MAX_NEW_TOKENS = 1024
 
 THOUSANDTHS, PIXELS = "thousandths", "pixels"
 _UNITS = {
@@ -27,16 +24,6 @@ _UNITS = {
 _SIDES = {THOUSANDTHS: 32, PIXELS: 28}
 """The sides of frames are multiples of this, so that Qwen's processors leave them as they are."""
 _LONGEST_NAME, _LONGEST_REASON = 80, 300
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a model is asked."""
-
-    system: str
-    """What it is told before."""
-    parts: tuple[str | np.ndarray, ...]
-    """Texts and pictures, uint8 ``[H, W, 3]``, in the order in which it gets them."""
 
 
 class Asking:
@@ -123,11 +110,6 @@ class Verifying(Asking):
         return Question(_text(*self.prompts), tuple(parts))
 
 
-def quoted(text: str) -> str:
-    """Words of others as a JSON string: nothing in it ends the string, and none of it is a model's special token."""
-    return re.sub(r"[<\[|]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
-
-
 def _text(file: str) -> str:
     return (PROMPTS / file).read_text(encoding="utf-8").strip()
 
@@ -142,14 +124,14 @@ def _read(read: Callable, answer: str | ValueError, *rest):
 
 def quality(text: str) -> Quality | None:
     """The scores in a judge's words, None if they are not all there."""
-    found = _object(text)
+    found = one_object(text)
     scores = _scores(found, "prompt_following", "consistency", "naturalness", "artifacts")
     return scores and Quality(*scores, _reason(found))
 
 
 def match(text: str) -> Match | None:
     """The scores in a verifier's words, None if they are not all there."""
-    found = _object(text)
+    found = one_object(text)
     scores = _scores(found, "same", "usable")
     return scores and Match(*scores, _reason(found))
 
@@ -161,7 +143,7 @@ def region(text: str, view: View, scale: tuple[int, int]) -> Region | None:
         scale: what the frame's right and lower border are in the coordinates of the boxes. A box that is empty or not
             within the frame is taken for none.
     """
-    found = _object(text)
+    found = one_object(text)
     if found is None:
         return None
     category, name = view.category or found.get("category"), found.get("name")
@@ -176,34 +158,9 @@ def region(text: str, view: View, scale: tuple[int, int]) -> Region | None:
     return Region(category, name if kind else "", boxes)
 
 
-def _object(text: str) -> dict | None:
-    """The one JSON object that a text is, perhaps in a code fence; what a model has thought before is left out."""
-    text = text.rpartition("</think>")[2].strip()
-    fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)\n\s*```", text, re.DOTALL)
-    try:
-        found = json.loads(fenced[1] if fenced else text, parse_constant=_refused, object_pairs_hook=_once)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _refused(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a field is there twice")
-    return dict(pairs)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)  # which Python takes for a number
-
-
 def _scores(found: dict | None, *names: str) -> list[float] | None:
     values = [(found or {}).get(name) for name in names]
-    return [float(value) for value in values] if all(_number(one) and 0 <= one <= 10 for one in values) else None
+    return [float(value) for value in values] if all(is_number(one) and 0 <= one <= 10 for one in values) else None
 
 
 def _reason(found: dict) -> str:
@@ -220,7 +177,7 @@ def _boxes(entries: object, count: int, scale: tuple[int, int]) -> tuple | None:
         number, box = entry.get("frame"), entry.get("box")
         if number not in range(1, count + 1) or isinstance(number, bool) or number in found:
             return None
-        if box is not None and (not isinstance(box, list) or len(box) != 4 or not all(map(_number, box))):
+        if box is not None and (not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box))):
             return None
         found[number] = box and _share(box, scale)
     return tuple(found.get(number) for number in range(1, count + 1))

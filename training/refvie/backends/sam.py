@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...asking.loading import Portions, device_of, loading
 from ..pairs.pair import REFERENCES, SCENE
 from . import Track
-from .loading import Portions, device_of, loading
 
 _FAMILIES = {
     "sam2_video": "Sam2Video", "sam3_tracker_video": "Sam3TrackerVideo", "sam3_video": "Sam3TrackerVideo",
