@@ -118,8 +118,8 @@ def edit(
         frames = geometry.MAX_FRAMES
     if window is not None:
         windows.latent_sizes(window, window_overlap)
-    where = _device(device, offload)
-    _check_model(model, with_reference=bool(reference))
+    where = device_for(device, offload)
+    check_model(model, with_reference=bool(reference))
     for path in lora:
         read_lora(path, open_file=files.open_tensors)
     pictures = [media.load_image(path) for path in reference]
@@ -138,7 +138,7 @@ def edit(
     import torch
 
     start = time.monotonic()
-    pipe = _load(model, getattr(torch, _DTYPES[dtype]), where, offload, lora, lora_strength)
+    pipe = load(model, getattr(torch, _DTYPES[dtype]), where, offload, lora, lora_strength)
     height, width = geometry.fit_size(height, width, max_pixels, pipe.multiple)
     result = pipe(
         prompt,
@@ -186,7 +186,7 @@ def _check_output(path: Path, video: Path) -> None:
         raise ValueError(f"Cannot write into {folder} ({error.strerror}); choose another folder.") from None
 
 
-def _device(name: str, offload: str) -> str:
+def device_for(name: str, offload: str) -> str:
     """The torch device meant by ``--device``."""
     import torch
 
@@ -200,7 +200,7 @@ def _device(name: str, offload: str) -> str:
     return name
 
 
-def _check_model(model: str, with_reference: bool) -> None:
+def check_model(model: str, with_reference: bool) -> None:
     """Refuse a folder that is not whole, by its headers alone; a name on the hub cannot be looked into."""
     from ..checkpoints import hub
 
@@ -216,9 +216,10 @@ def _check_model(model: str, with_reference: bool) -> None:
         raise ValueError(f"{folder} was trained without reference pictures; use a reference model.")
 
 
-def _load(
+def load(
     model: str, dtype: torch.dtype, device: str, offload: str, lora: Sequence[Path], lora_strength: float
 ) -> KiwiEditPipeline:
+    """The pipeline with its LoRAs, placed. MemoryError where the device is too small."""
     import torch
 
     from ..pipeline import KiwiEditPipeline

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.asking import server
+from training.asking import remote, server
 from training.refvie import backends
 from training.refvie.backends import Check, Quality, Region, Unavailable, View
 
@@ -25,7 +25,7 @@ GOOD = Quality(8, 7, 6, 5, "fine")
 
 @pytest.fixture
 def stand(monkeypatch):
-    monkeypatch.setattr(server, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(remote, "PAUSES", (0.01, 0.02))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     made = chat_server.Stand(SCORES)
     yield made
@@ -151,7 +151,7 @@ class Pauses(threading.Event):
 
 
 def test_the_pauses_grow_and_are_as_long_as_the_server_asks_but_bounded(stand, monkeypatch):
-    monkeypatch.setattr(server, "threading", SimpleNamespace(Event=Pauses))
+    monkeypatch.setattr(remote, "threading", SimpleNamespace(Event=Pauses))
 
     def pauses(*headers):
         Pauses.asked.clear()
@@ -161,7 +161,7 @@ def test_the_pauses_grow_and_are_as_long_as_the_server_asks_but_bounded(stand, m
 
     assert pauses("", "") == [0.01, 0.02]
     assert pauses("7", "0") == [7, 0.02]
-    assert pauses("99999999", "soon") == [server.LONGEST_PAUSE, 0.02]
+    assert pauses("99999999", "soon") == [remote.LONGEST_PAUSE, 0.02]
     later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
     pause, second = pauses(later, "Thu, 01 Jan 1970 00:00:00 GMT")
     assert 20 < pause <= 30 and second == 0.02
@@ -216,7 +216,7 @@ def test_what_no_sample_is_to_blame_for_stops_the_run_at_once(stand, code, words
 
 
 def test_one_that_fails_stops_those_that_wait(stand, monkeypatch):
-    monkeypatch.setattr(server, "PAUSES", (30.0,))
+    monkeypatch.setattr(remote, "PAUSES", (30.0,))
     stand.turns = [(503, {}, ""), (401, {}, "")]
     started = time.monotonic()
     with pytest.raises(Unavailable, match="401"):

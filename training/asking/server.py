@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import base64
-import email.utils
 import http.client
 import io
 import json
-import logging
 import os
-import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import numpy as np
 from PIL import Image
 
 from . import MAX_NEW_TOKENS, TEMPERATURE, Question, Unavailable
+from .remote import Later, Remote, check_workers, seconds
 
-logger = logging.getLogger(__name__)
-
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before each further try of a request that failed by no fault of its own."""
-LONGEST_PAUSE = 60.0
-"""What a server may ask for at most."""
-_LATER = frozenset((408, 425, 429))
+_PASSING = frozenset((408, 425, 429))
 _THIS_ONE = frozenset((400, 413, 422))
 _QUALITY = 95
 _MOST = 1 << 24
 """Bytes of a reply that are read."""
-
-
-class _Later(Exception):
-    """The request may be answered at another time."""
-
-    def __init__(self, reason: str, pause: float = 0.0):
-        super().__init__(reason)
-        self.pause = pause
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -50,7 +31,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class ServerChat:
+class ServerChat(Remote):
     """A model behind ``/chat/completions``. It must take two pictures for each frame of a clip (vLLM has a limit).
 
     Args:
@@ -68,10 +49,10 @@ class ServerChat:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or set(url) & set("@?#"):
             raise ValueError("url is no plain address; give one such as http://localhost:8000/v1, without a key.")
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1 or not timeout > 0:
-            raise ValueError(f"workers is {workers!r}, timeout {timeout!r}; give at least 1 worker and some seconds.")
+        check_workers(workers, timeout)
         self.url, self.model, self.timeout, self.workers = url.rstrip("/"), model, timeout, workers
         self.key_variable, self.max_new_tokens = key_variable, max_new_tokens
+        self.where = f"The server {self.url}"
         self._key()
         self._opener = urllib.request.build_opener(_NoRedirect)
 
@@ -83,39 +64,12 @@ class ServerChat:
             raise ValueError("key_variable names no environment variable with a key; set that, or leave key_variable.")
         return key
 
-    def answers(self, questions: Sequence[Question], attempt: int = 0) -> list[str | ValueError]:
-        stop = threading.Event()
-        with ThreadPoolExecutor(self.workers) as pool:
-            try:
-                asked = [pool.submit(self._answer, question, attempt, stop) for question in questions]
-                for one in wait(asked, return_when=FIRST_EXCEPTION).done:
-                    one.result()
-                return [one.result() for one in asked]
-            finally:  # if one has failed the others are of no use
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def _answer(self, question: Question, attempt: int, stop: threading.Event) -> str | ValueError:
-        """The model's words, "" where the reply has none, or why the server does not take the question."""
+    def words(self, question: Question, attempt: int) -> str:
         body = json.dumps({
             "model": self.model, "messages": _messages(question), "max_tokens": self.max_new_tokens,
             "temperature": TEMPERATURE if attempt else 0, "seed": question.seed + attempt,
         }).encode()  # fmt: skip
-        for pause in (*PAUSES, None):
-            try:
-                return _words(self._sent(body))
-            except ValueError as error:
-                return error
-            except _Later as error:
-                if pause is None:
-                    raise Unavailable(
-                        f"The server {self.url} failed {len(PAUSES) + 1} times ({error}); see that it runs and has not "
-                        "too much to do, or give it a longer timeout or fewer workers."
-                    ) from error
-                pause = max(pause, min(error.pause, LONGEST_PAUSE))
-                logger.info("The server %s: %s; the next try is in %g s.", self.url, error, pause)
-            if stop.wait(pause):
-                raise Unavailable("Another request has failed.")
+        return _words(self._sent(body))
 
     def _sent(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json"}
@@ -131,12 +85,12 @@ class ServerChat:
                 raise self._refusal(error, key) from None  # it has more of the server's words than are told
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            raise _Later(" ".join(str(reason).split()) or type(reason).__name__) from error
+            raise Later(" ".join(str(reason).split()) or type(reason).__name__) from error
 
     def _refusal(self, error: urllib.error.HTTPError, key: str) -> Exception:
         code = error.code
-        if code in _LATER or code >= 500:
-            return _Later(f"it says {code}", _seconds(error.headers.get("Retry-After", "")))
+        if code in _PASSING or code >= 500:
+            return Later(f"it says {code}", seconds(error.headers.get("Retry-After", "")))
         if code in _THIS_ONE:
             return ValueError(f"The server refuses the request ({code}): {_complaint(error, key)}.")
         if code in (401, 403):
@@ -185,15 +139,3 @@ def _complaint(error: urllib.error.HTTPError, key: str) -> str:
         pass
     said = said.replace(key, "...") if key else said
     return " ".join(said.split())[:200].rstrip(".") or "it says no more"
-
-
-def _seconds(after: str) -> float:
-    """Of a Retry-After header, which has seconds or a date; 0 for anything else."""
-    try:
-        return max(0.0, float(after))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
-    except (ValueError, TypeError, IndexError):
-        return 0.0

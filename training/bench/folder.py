@@ -2,7 +2,7 @@
 
     run.json                        which benchmark, which system with which settings
     items.jsonl                     what was asked
-    edits/ID.mp4, edits/ID.json     the edit, and how it was made or why not
+    edits/ID.mp4, edits/ID.json     the edit (.mkv of small ones), and how it was made or why not
     metrics.jsonl                   what was measured without a judge
     scores/JUDGE/judge.json         who judges, and whether it is any good
     scores/JUDGE/verdicts.jsonl     what it says of each item
@@ -110,7 +110,7 @@ class Folder:
         except (FileNotFoundError, ValueError):
             return None
         path = told.pop("path")
-        return Edit(**told, path=None if path is None else self.path / path)
+        return Edit(**told, path=None if path is None else Path(os.path.normpath(self.path / path)))
 
     def note_edit(self, edit: Edit) -> None:
         told = dataclasses.asdict(edit) | {"path": edit.path and os.path.relpath(edit.path, self.path)}

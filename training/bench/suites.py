@@ -1,7 +1,7 @@
 """The benchmarks: which items each asks, from its official layout.
 
-- RefVIE-Bench: ``refvie_bench.yaml``, a list of ``src_video``, ``instruction``, ``ref_img``, ``edit_type`` ("subject" or
-  "background"); clips lie in ``source_videos``, pictures in ``ref_images``.
+- RefVIE-Bench: ``refvie_bench.yaml``, a list of ``src_video``, ``instruction``, ``ref_img``, ``edit_type`` (subject or
+  background); clips lie in ``source_videos``, pictures in ``ref_images``.
 - OpenVE-Bench: ``benchmark_videos.csv`` with ``original_video``, ``prompt`` and ``edited_type``; five of eight types
   are scored.
 - nano-bench: the toy world's, drawn from fixed seeds.
@@ -16,11 +16,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from kiwi_core import media
-
 from ..nano import bench as nano_bench
 from ..nano import world
 from ..refvie.pairs import tables
+from . import clips
 from .items import Item
 
 NANO, REFVIE, OPENVE = "nano", "refvie", "openve"
@@ -28,8 +27,6 @@ NAMES = (REFVIE, OPENVE, NANO)
 OPENVE_CATEGORIES = ("global_style", "background_change", "local_change", "local_remove", "local_add")
 """What is scored; subtitles, camera and creative edits are not."""
 NANO_COUNTS = {"seen": 40, "composition": 40}
-LOSSLESS = 0
-"""CRF of clips that are made here."""
 
 _REFVIE_FILE, _OPENVE_FILE = "refvie_bench.yaml", "benchmark_videos.csv"
 _PROBLEMS = 5
@@ -71,7 +68,7 @@ def nano(out: Path, share: float = 1.0) -> list[Item]:
         name, edit = item.name.replace("/", "-"), item.edit
         source, reference = out / "sources" / f"{name}.mkv", None
         if not source.is_file():
-            media.save_video(source, world.render(edit.before), 8, crf=LOSSLESS)
+            clips.save_exactly(source, world.render(edit.before), 8)
         if edit.reference is not None:
             reference = out / "sources" / f"{name}.png"
             if not reference.is_file():

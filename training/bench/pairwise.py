@@ -1,0 +1,131 @@
+"""Two runs side by side in front of a judge: which edit is better?
+
+Each pair is shown in both orders, since judges favour a place; only what is preferred in both is a win.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..metrics import read_lines, write_lines
+from . import scoring
+from .folder import DONE, Folder
+from .items import Item
+from .judges.rubrics import FIRST, SECOND, ChatJudge
+
+A, B, TIE, FAILED_ITEM = "a", "b", "tie", "failed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Counts of wins; an edit that is not there loses against one that is, and two that are not are a tie."""
+
+    a: int
+    b: int
+    ties: int
+    failed: int
+    """Pairs without an answer that could be read."""
+    torn: int
+    """Of the ties, those where the judge preferred whichever came in the same place."""
+
+    @property
+    def rate(self) -> float:
+        """Share of B's wins, ties as half; 0.5 where nothing is known."""
+        count = self.a + self.b + self.ties
+        return (self.b + self.ties / 2) / count if count else 0.5
+
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the rate (Wilson's)."""
+        from ..nano.bench import wilson
+
+        count = self.a + self.b + self.ties
+        return wilson(self.b + self.ties / 2, count)
+
+
+def run(a: Folder, b: Folder, judge: ChatJudge, attempts: int = scoring.ATTEMPTS) -> dict[str, Outcome]:
+    """Compare the items that both runs ask; by category and under "all". Goes on where it was stopped: what was found
+    out lies in B's folder.
+
+    Raises ValueError where the runs share no item, or the judge cannot compare.
+    """
+    if not hasattr(judge, "prefer"):
+        raise ValueError(f"The judge {judge.name} cannot compare two edits; use a model of language and pictures.")
+    known_a = {item.id: item for item in a.items}
+    both = [
+        item for item in b.items
+        if item.id in known_a and (known_a[item.id].prompt, known_a[item.id].category) == (item.prompt, item.category)
+    ]  # fmt: skip
+    if not both:
+        raise ValueError(f"{a.path} and {b.path} have no item in common; compare runs of one benchmark.")
+    path = _path(a, b, judge)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = read_lines(path)
+    write_lines(path, lines)
+    known = {line["item"]: line for line in lines}
+    with path.open("a", encoding="utf-8") as file:
+        for item in tqdm(both, desc=f"{judge.name}, two by two", unit="pair", mininterval=2, dynamic_ncols=True):
+            if item.id not in known:
+                known[item.id] = _compared(a, b, item, judge, attempts)
+                file.write(json.dumps(known[item.id]) + "\n")
+                file.flush()
+    found = {"all": _counted([known[item.id] for item in both])}
+    for category in dict.fromkeys(item.category for item in both):
+        found[category] = _counted([known[item.id] for item in both if item.category == category])
+    return found
+
+
+def _path(a: Folder, b: Folder, judge: ChatJudge) -> Path:
+    other = hashlib.blake2b(str(a.path.resolve()).encode(), digest_size=4).hexdigest()
+    return b.path / "pairwise" / f"{scoring.name_of(judge)}-against-{a.path.name}-{other}.jsonl"
+
+
+def _compared(a: Folder, b: Folder, item: Item, judge: ChatJudge, attempts: int) -> dict:
+    line = {"item": item.id, "better": TIE, "reasons": [], "torn": False}
+    there = [_there(folder, item) for folder in (a, b)]
+    if not all(there):
+        return line | {"better": A if there[0] else B if there[1] else TIE}
+    try:
+        one, other = (scoring.case_of(folder, item, judge.frames) for folder in (a, b))
+    except (ValueError, FileNotFoundError) as error:
+        return line | {"better": FAILED_ITEM, "reasons": [str(error)]}
+    if one.edit.shape != other.edit.shape:
+        from kiwi_core.geometry import resize_frames
+
+        other_edit = resize_frames(other.edit, *one.edit.shape[1:3])
+        other = type(other)(other.kind, other.category, other.prompt, one.source, other_edit, other.reference)
+    answers = scoring.answered(judge.prefer, [(one, other), (other, one)], attempts)
+    if any(answer is None or isinstance(answer, ValueError) for answer, _ in answers):
+        return line | {"better": FAILED_ITEM, "reasons": [scoring.UNREADABLE]}
+    (forth, why), (back, why_back) = (answer for answer, _ in answers)
+    line["reasons"] = [why, why_back]
+    if {forth, back} == {FIRST, SECOND}:
+        return line | {"better": A if forth == FIRST else B}
+    return line | {"torn": forth == back and forth in (FIRST, SECOND)}
+
+
+def _there(folder: Folder, item: Item) -> bool:
+    edit = folder.edit(item)
+    return edit is not None and edit.status == DONE
+
+
+def _counted(lines: Sequence[dict]) -> Outcome:
+    told = [line["better"] for line in lines]
+    return Outcome(
+        told.count(A), told.count(B), told.count(TIE), told.count(FAILED_ITEM), sum(line["torn"] for line in lines)
+    )
+
+
+def text(found: dict[str, Outcome], a: str, b: str) -> str:
+    """Counts as a table in Markdown."""
+    lines = [f"| | {a} better | {b} better | ties (torn) | failed | {b} wins |", "|---|---|---|---|---|---|"]
+    for name, one in found.items():
+        low, high = one.interval()
+        rate = f"{100 * one.rate:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
+        lines.append(f"| {name} | {one.a} | {one.b} | {one.ties} ({one.torn}) | {one.failed} | {rate} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,143 @@
+"""Scores of all edits of a run by one judge, item by item: nothing is asked twice, and nothing is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from kiwi_core import media
+
+from . import clips
+from .folder import DONE, FAILED, Folder, Verdict
+from .items import Item
+from .judges import Case, Judge, Scores
+
+UNREADABLE = "No answer of the judge could be read."
+ATTEMPTS = 3
+_AT_ONCE = 16
+"""Edits that a judge is given together: what a kill may cost."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """What became of a call."""
+
+    scored: int
+    failed: int
+    before: int
+    """Verdicts that were there already."""
+
+
+def run(
+    folder: Folder, judge: Judge, repeats: int = 1, attempts: int = ATTEMPTS, audit: dict | None = None,
+    retry: bool = False,
+) -> Count:  # fmt: skip
+    """Have a judge score every edit that is there, so many times each.
+
+    Args:
+        attempts: how often it is asked for an answer that can be read; the first is the likeliest one, further ones are
+            drawn with some warmth. audit: what :mod:`.audit` found out about the judge. retry: also judge again what
+            failed.
+
+    An edit that cannot be read, or that the judge does not take or answers unreadably, is a failed verdict with a
+    reason. Raises Unavailable where no edit is at fault; what was found out stays.
+    """
+    if repeats < 1 or attempts < 1:
+        raise ValueError(f"repeats is {repeats} and attempts {attempts}; give at least 1.")
+    name = name_of(judge)
+    note(folder, judge, audit)
+    known = folder.verdicts(name)
+    waiting, before = [], 0
+    for item in folder.items:
+        edit = folder.edit(item)
+        if edit is None or edit.status != DONE:
+            continue
+        done = {one.repeat for one in known.get(item.id, ()) if one.status == DONE or not retry}
+        before += len(done)
+        waiting += [(item, repeat) for repeat in range(repeats) if repeat not in done]
+    scored = failed = 0
+    with tqdm(total=len(waiting), desc=judge.name, unit="edit", mininterval=2, dynamic_ncols=True) as bar:
+        for start in range(0, len(waiting), _AT_ONCE):
+            found = _judged(folder, judge, waiting[start : start + _AT_ONCE], attempts)
+            folder.note_verdicts(name, found)
+            scored += sum(one.status == DONE for one in found)
+            failed += sum(one.status == FAILED for one in found)
+            bar.update(len(found))
+    return Count(scored, failed, before)
+
+
+def name_of(judge: Judge) -> str:
+    """The judge's folder: its name, and a few letters that tell it from others of the name."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", judge.name).strip("-.")[-60:] or "judge"
+    return f"{plain}-{hashlib.blake2b(judge.identity.encode(), digest_size=3).hexdigest()}"
+
+
+def note(folder: Folder, judge: Judge, audit: dict | None) -> None:
+    """Write down who judges; an audit that is known already stays. ValueError for another judge's audit."""
+    name = name_of(judge)
+    if audit is not None and audit["identity"] != judge.identity:
+        raise ValueError(
+            f"The audit is of another judge, {audit['judge']}, or of other settings; audit this one, {judge.name}."
+        )
+    if audit is None and name in folder.judges():
+        audit = folder.judge(name)["audit"]
+    told = {"model": judge.name, "identity": judge.identity, "settings": {"frames": judge.frames}, "audit": audit}
+    folder.note_judge(name, told)
+
+
+def case_of(folder: Folder, item: Item, frames: int, repeat: int = 0) -> Case:
+    """An item's edit as a judge sees it. Raises ValueError or FileNotFoundError for what cannot be read."""
+    edit = folder.edit(item)
+    both = clips.read(item.source, edit.path, edit.align).some(frames)
+    reference = None if item.reference is None else np.asarray(media.load_image(item.reference))
+    return Case(item.kind, item.category, item.prompt, both.source, both.edit, reference, repeat)
+
+
+def _judged(folder: Folder, judge: Judge, asked: Sequence[tuple[Item, int]], attempts: int) -> list[Verdict]:
+    cases: dict[tuple[str, int], Case] = {}
+    found: dict[tuple[str, int], Verdict] = {}
+    for item, repeat in asked:
+        try:
+            cases[item.id, repeat] = case_of(folder, item, judge.frames, repeat)
+        except (ValueError, FileNotFoundError) as error:
+            found[item.id, repeat] = Verdict(item.id, repeat, FAILED, error=_line(error))
+    answers = answered(judge.score, list(cases.values()), attempts)
+    for (item, repeat), (answer, times) in zip(cases, answers):
+        found[item, repeat] = _verdict(item, repeat, answer, times)
+    return [found[item.id, repeat] for item, repeat in asked]
+
+
+def answered(ask: Callable, questions: Sequence, attempts: int) -> list[tuple[object, int]]:
+    """Answers, None for what stays unreadable, and how often each was asked."""
+    answers, times = [None] * len(questions), [0] * len(questions)
+    for attempt in range(attempts):
+        places = [place for place, answer in enumerate(answers) if answer is None]
+        if not places:
+            break
+        for place, answer in zip(places, ask([questions[place] for place in places], attempt), strict=True):
+            answers[place] = answer
+            times[place] += 1
+    return list(zip(answers, times))
+
+
+def _verdict(item: str, repeat: int, answer: Scores | ValueError | None, times: int) -> Verdict:
+    if isinstance(answer, ValueError):
+        return Verdict(item, repeat, FAILED, attempts=times, error=_line(answer))
+    if answer is None:
+        return Verdict(item, repeat, FAILED, attempts=times, error=UNREADABLE)
+    return Verdict(item, repeat, DONE, answer.scores, answer.given, answer.reason, times)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode() or type(error).__name__
+
+
+def default_cache(folder: Path) -> Path:
+    """Where a judge's answers are kept, if nothing else is asked for."""
+    return folder / "judge_answers.sqlite"
