@@ -85,6 +85,7 @@ class Folder:
     @classmethod
     def begin(cls, path: str | Path, run: dict, items: Sequence[Item]) -> Folder:
         """Start a run, or go on with one that is the same. ValueError for one that is another."""
+        assert len({item.id for item in items}) == len(items)
         path = Path(path)
         lines = [_line(item) for item in items]
         if (path / "run.json").is_file():
