@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from chat_server import Stand
+from tiny_chat_model import write_qwen
 
 from training.asking import Question, Unavailable, google, remote
 from training.bench import audit, pairwise, scoring, suites
@@ -455,3 +456,11 @@ def test_who_cannot_compare_is_told(two, tmp_path):
     empty = Folder.begin(tmp_path / "empty", {"bench": "x", "system": {}}, [])
     with pytest.raises(ValueError, match="no item in common"):
         pairwise.run(two[0], empty, SimpleNamespace(prefer=None, name="x", identity="y"))
+
+
+def test_a_model_that_runs_here_is_a_judge(folder, tmp_path):
+    """A random one: it is asked, and what it says cannot be read."""
+    made = open_judge(f"transformers:{write_qwen(tmp_path / 'model', 'qwen3_vl')}", Options(frames=1, device="cpu"))
+    made.chat.max_new_tokens = 4
+    assert scoring.run(folder, made, attempts=1) == scoring.Count(0, 12, 0)
+    assert {one.error for (one,) in verdicts(folder, made).values()} == {scoring.UNREADABLE}
