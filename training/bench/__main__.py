@@ -273,7 +273,7 @@ def _summary(folder: Folder, judge: str) -> str:
 def _metrics_summary(folder: Folder) -> str:
     from . import results
 
-    return results.text_of_metrics(folder)
+    return results.text_of_numbers(folder)
 
 
 if __name__ == "__main__":
