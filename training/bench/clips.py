@@ -12,6 +12,7 @@ from kiwi_core import media
 from kiwi_core.atomic import replacing
 from kiwi_core.geometry import resize_frames
 
+from ..nano import rows
 from ..refvie.frames import spread
 from .folder import FRAMES, TIME
 
@@ -64,16 +65,8 @@ def matched(count: int, rate: Fraction, edited: int, edited_rate: Fraction, alig
 
 def save_exactly(path: Path, frames: np.ndarray, rate: Fraction | float) -> Path:
     """Write a clip, uint8 ``[T, H, W, 3]``, as .mkv from which it is read back to the bit; no browser plays it."""
-    import av
-
-    with replacing(path) as temporary, av.open(str(temporary), "w", format="matroska") as file:
-        stream = file.add_stream("ffv1", rate=Fraction(rate).limit_denominator(1000))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "bgr0"
-        for frame in frames:
-            planes = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(format="bgr0")
-            file.mux(stream.encode(planes))
-        file.mux(stream.encode())
+    with replacing(path) as temporary:
+        rows.save_exactly(temporary, frames, Fraction(rate).limit_denominator(1000))
     return path
 
 

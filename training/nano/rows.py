@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -70,7 +71,7 @@ def write_row(folder: Path, name: str, edit: edits.Edit) -> dict:
     return row | {"category": edit.category}
 
 
-def save_exactly(path: Path, frames: np.ndarray) -> None:
+def save_exactly(path: Path, frames: np.ndarray, rate: Fraction | int = _RATE) -> None:
     """uint8 ``[T, H, W, 3]`` without loss: one frame as WebP, a clip as FFV1 in ``.mkv``.
 
     A clip in WebP (or PNG) would lose frames that are like the one before, and with them its length.
@@ -79,7 +80,7 @@ def save_exactly(path: Path, frames: np.ndarray) -> None:
         Image.fromarray(frames[0]).save(path, lossless=True, quality=0, method=0)
         return
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=_RATE)
+        stream = container.add_stream("ffv1", rate=rate)
         stream.height, stream.width, stream.pix_fmt, stream.thread_count = *frames.shape[1:3], "bgr0", 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="bgr0")))
