@@ -121,7 +121,7 @@ class Variant:
 
 
 _LESS = "{} are followed less"
-_WHOLE = "everything"
+_WHOLE, _WITHOUT_PICTURES = "everything", "without pictures after stage 1"
 _INSTRUCTED = _LESS.format("instructions"), edits.CATEGORIES
 _REFERENCED = _LESS.format("references"), edits.REFERENCE_CATEGORIES
 _BOTH = _LESS.format("instructions and references"), bench.CATEGORIES
@@ -137,7 +137,7 @@ def variants(plan: Plan) -> tuple[Variant, ...]:
         Variant("without the reference latents", *_REFERENCED, "stage3", WithoutReferenceLatents),
         Variant("without learnable queries", *_INSTRUCTED, "stage1", WithoutQueries),
         Variant(
-            "without pictures after stage 1", *_INSTRUCTED, "stage2",
+            _WITHOUT_PICTURES, *_INSTRUCTED, "stage2",
             changes={
                 "stage2": {"kinds": ("video",), "accumulation": 2},
                 "stage3": {"kinds": ("video", "ref"), "accumulation": 3},
@@ -156,6 +156,8 @@ def variants(plan: Plan) -> tuple[Variant, ...]:
     if not plan.start:
         return every
     chosen = [one for one in every if one.name == _WHOLE or (one.differs == "stage3" and one.stages == build.STAGES)]
+    pictures = next(one for one in every if one.name == _WITHOUT_PICTURES)
+    chosen.append(dataclasses.replace(pictures, name="without pictures in stage 3", differs="stage3"))
     return tuple(dataclasses.replace(one, stages=plan.stages) for one in chosen)
 
 
