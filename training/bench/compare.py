@@ -141,10 +141,10 @@ def _scores(a: Folder, b: Folder, judge: str, both: Sequence[str]) -> tuple[dict
 def _numbers(a: Folder, b: Folder, both: Sequence[str]) -> tuple[dict[str, Difference], tuple[int, int]]:
     from .exact import METRICS as EXACT
     from .metrics import METRICS
-    from .metrics.table import LESS, MORE
+    from .metrics.table import LESS
 
     known = [{name: one for name, one in folder.measured().items() if not one.error} for folder in (a, b)]
-    better = {name: one.better for name, one in METRICS.items()} | dict.fromkeys(EXACT, MORE)
+    better = {name: one.better for name, one in (METRICS | EXACT).items()}
     categories = {item.id: item.category for item in b.items}
     found: dict[str, dict[str, list[float]]] = {}
     alone = [0, 0]

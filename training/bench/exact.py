@@ -12,15 +12,19 @@ from ..nano import bench as nano_bench
 from ..nano import edits, measure
 from .folder import Edit
 from .items import Item
+from .metrics.table import MORE, Metric
 from .suites import NANO_COUNTS
 
 METRICS = {
-    "nano_success": "share of edits in which what was asked for is there, in the asked place",
-    "nano_preserved": "share of edits in which all else stayed",
-    "nano_region_psnr": "dB against the target where the edit is",
-    "nano_preservation_psnr": "dB against the source elsewhere",
+    "nano_success": Metric(
+        "Success", "", MORE, "Share of edits in which what was asked for is there, in the asked place; exact."
+    ),
+    "nano_preserved": Metric("All else preserved", "", MORE, "Share of edits in which all else stayed; exact."),
+    "nano_region_psnr": Metric("Region, PSNR", "dB", MORE, "How near the edit is to its target where it was asked for."),
+    "nano_preservation_psnr": Metric(
+        "All else, PSNR", "dB", MORE, "How near the edit is to the source elsewhere, by the true region."
+    ),
 }
-"""By name, what it means."""
 _MOST = 100.0
 """dB of what is the same to the bit."""
 

@@ -1,0 +1,257 @@
+"""One page of one or several runs of a benchmark, beside what others have published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from kiwi_core.atomic import replacing
+
+from ...refvie.pages import page
+from ...refvie.pages.page import section, text
+from .. import exact, published, results
+from ..folder import Folder
+from ..items import HIGHEST, LOWEST
+from ..metrics import METRICS
+from ..results import FAILURES, Results
+from . import drawings, players
+from .players import Run
+
+PASSED, NOT_TRUSTED, NOT_AUDITED = "passed its audit", "failed its audit: not to be trusted", "not audited"
+
+
+def write(folders: Sequence[Folder], out: Path, title: str = "", shown: int = 60) -> Path:
+    """Write ``index.html``, ``clips``, ``report.md`` and ``report.json`` into ``out``; returns the page.
+
+    Args:
+        shown: items whose clips are shown: the worst, the best and some between.
+
+    Raises ValueError for runs of several benchmarks.
+    """
+    benches = {folder.run["bench"] for folder in folders}
+    if len(benches) != 1:
+        raise ValueError(f"The runs are of several benchmarks, {' and '.join(sorted(benches))}; report each by itself.")
+    if shown < 0:
+        raise ValueError(f"--shown is {shown}; give 0 or more.")
+    names = _names(folders)
+    runs = [Run(folder, name) for folder, name in zip(folders, names)]
+    bench = benches.pop()
+    out.mkdir(parents=True, exist_ok=True)
+    told = {
+        "bench": bench,
+        "runs": [
+            {"name": run.name, "system": run.folder.run["system"], "judges": [one.as_json() for one in run.judged],
+             "numbers": asdict(run.numbers)}
+            for run in runs
+        ],
+        "quoted": [asdict(one) | {"judge": published.JUDGES[bench]} for one in published.of(bench)],
+    }  # fmt: skip
+    files = {"report.json": json.dumps(told, indent=1, allow_nan=False), "report.md": _markdown(bench, runs)}
+    for name, data in files.items():
+        with replacing(out / name) as temporary:
+            temporary.write_text(data + "\n", encoding="utf-8")
+    path = out / "index.html"
+    with replacing(path) as temporary:
+        temporary.write_text(_html(bench, runs, out, title, shown), encoding="utf-8")
+    return path
+
+
+def _names(folders: Sequence[Folder]) -> list[str]:
+    names = [folder.run["system"]["name"] for folder in folders]
+    return [
+        name if names.count(name) == 1 else f"{name} ({folder.path.name})" for name, folder in zip(names, folders)
+    ]  # fmt: skip
+
+
+def audited(one: Results) -> str:
+    """What is known of a judge."""
+    if one.audit is None:
+        return NOT_AUDITED
+    return PASSED if one.audit["passed"] else NOT_TRUSTED
+
+
+def _markdown(bench: str, runs: Sequence[Run]) -> str:
+    lines = [f"# {bench}", ""]
+    for run in runs:
+        for one in run.judged:
+            lines += [f"## {run.name}, by {one.judge} ({audited(one)})", "", one.text(), ""]
+        lines += [f"## {run.name}, without a judge", "", results.text_of_numbers(run.folder), ""]
+    if quoted := published.of(bench):
+        lines += [f"## Quoted, by {published.JUDGES[bench]}; not comparable", "", "| system | score |", "|---|---|"]
+        lines += [f"| {one.system} | {one.score:.2f} |" for one in quoted]
+    return "\n".join(lines)
+
+
+def _html(bench: str, runs: Sequence[Run], out: Path, title: str, shown: int) -> str:
+    judged = [(run, one) for run in runs for one in run.judged]
+    heading = title or f"{bench}: {', '.join(run.name for run in runs)}"
+    body = [
+        f"<header><h1>{text(heading)}</h1></header>",
+        section("Results", _note(bench, judged), _table(bench, runs, judged)),
+    ]
+    if judged:
+        keys = [f"{run.name}, by {one.judge}" for run, one in judged]
+        body.append(section("By category", "Failures count as 1.", _categories(judged, keys)))
+        body.append(section("Scores", "How often each was given, without failures.", _histograms(judged, keys)))
+    if any(run.numbers.numbers for run in runs):
+        body.append(section("Without a judge", "Means with their 95% intervals.", _numbers(runs)))
+    body.append(_failures(runs, judged))
+    body.append(players.players(runs, out, shown))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>{text(heading)}</title><style>{page.STYLE}{_STYLE}</style></head>"
+        f"<body><main>{''.join(body)}</main><script>{players.SCRIPT}</script></body></html>\n"
+    )
+
+
+def _note(bench: str, judged: Sequence[tuple[Run, Results]]) -> str:
+    parts = ["Scores run from 1 to 5; in brackets the 95% interval over items."]
+    if published.of(bench):
+        parts.append(
+            "Quoted scores come from other scripts, which drop failures and show the judge other clips: they do not "
+            f"compare with those measured here. {published.NOTES[bench]}"
+        )
+    if len({one.identity for _, one in judged}) > 1:
+        parts.append("Scores of different judges do not compare with each other.")
+    if any(not one.complete for _, one in judged):
+        parts.append("<strong>Some items are missing: these are not whole runs.</strong>")
+    return " ".join(parts)
+
+
+def _table(bench: str, runs: Sequence[Run], judged: Sequence[tuple[Run, Results]]) -> str:
+    columns = {
+        "system": "", "": "", "judge": "", "items": "number", "failed": "number", "missing": "number",
+        "score": "number", "failures as 1": "number", "mean of categories": "number",
+    }  # fmt: skip
+    rows = []
+    for run, one in judged:
+        kind = {PASSED: "good", NOT_TRUSTED: "failed", NOT_AUDITED: "bound"}[audited(one)]
+        share = "" if one.audit is None else f", {100 * one.audit['agreement']:.0f}% in the right order"
+        judge = f'{text(one.judge)}<br><span class="{kind} small">{audited(one)}{share}</span>'
+        every = one.overall
+        rows.append((
+            f"<strong>{text(run.name)}</strong>", '<span class="tag">measured here</span>', judge,
+            str(len(one.items)), str(every.failed), str(every.missing), every.without.text(),
+            f"<strong>{every.counting.text()}</strong>", one.macro.text(),
+        ))  # fmt: skip
+    for run in runs:
+        if not run.judged:
+            count = str(len(run.folder.items))
+            rows.append((f"<strong>{text(run.name)}</strong>", '<span class="tag">measured here</span>', "no judge yet",
+                         count, "", "", "–", "–", "–"))  # fmt: skip
+    for one in published.of(bench):
+        name, judge = text(one.system), text(published.JUDGES[bench])
+        soft = [f'<span class="soft">{cell}</span>' for cell in (name, f"quoted, {text(one.source)}", judge)]
+        rows.append((*soft, "", "", "", f'<span class="soft">{one.score:.2f}</span>', "", ""))
+    return f'<div class="card">{page.table(columns, rows)}</div>'
+
+
+def _categories(judged: Sequence[tuple[Run, Results]], keys: Sequence[str]) -> str:
+    names = list(dict.fromkeys(name for _, one in judged for name in one.by_category))
+    values = [[_value(one, name) for name in names] for _, one in judged]
+    draw = drawings.radar if len(names) >= 3 else drawings.bars
+    drawing = draw([name.replace("_", " ") for name in names], values, LOWEST, HIGHEST)
+    columns = {"category": ""} | dict.fromkeys(map(text, keys), "number")
+    rows = [
+        (text(name.replace("_", " ")), *(
+            f"{one.by_category[name].counting.text()}" if name in one.by_category else "–" for _, one in judged
+        ))
+        for name in names
+    ]  # fmt: skip
+    return (
+        f'<div class="card beside">{drawing}<div>{drawings.legend(keys)}{page.table(columns, rows)}</div></div>'
+    )
+
+
+def _value(one: Results, name: str) -> float | None:
+    return one.by_category[name].counting.value if name in one.by_category else None
+
+
+def _histograms(judged: Sequence[tuple[Run, Results]], keys: Sequence[str]) -> str:
+    criteria = list(dict.fromkeys(name for _, one in judged for name in one.overall.criteria))
+    cards = []
+    for name in criteria:
+        values = [[item.scores[name] for item in one.items if name in item.scores] for _, one in judged]
+        told = " · ".join(
+            one.overall.criteria[name].text() if name in one.overall.criteria else "–" for _, one in judged
+        )
+        drawing = drawings.histogram(values, LOWEST, HIGHEST)
+        cards.append(
+            f'<div class="card"><h3>{text(name.replace("_", " "))}</h3>{drawing}'
+            f'<div class="soft small">{told}</div></div>'
+        )
+    return f'{drawings.legend(keys)}<div class="grid">{"".join(cards)}</div>'
+
+
+def _numbers(runs: Sequence[Run]) -> str:
+    columns = {"metric": ""} | {text(run.name): "number" for run in runs} | {"what it tells": ""}
+    names = list(dict.fromkeys(name for run in runs for name in run.numbers.numbers))
+    rows = []
+    for name in names:
+        metric = METRICS.get(name)
+        if metric is None:
+            title, unit, better, meaning = name.replace("_", " "), "", "more", exact.METRICS.get(name, "")
+        else:
+            title, unit, better, meaning = metric.title, metric.unit, metric.better, metric.meaning
+        arrow = {"more": " ↑", "less": " ↓"}.get(better, "")
+        cells = []
+        for run in runs:
+            one = run.numbers.numbers.get(name)
+            count = "" if one is None else f"<br><span class='soft small'>{page.count(one.mean.count)} items</span>"
+            cells.append("–" if one is None else one.mean.text(3) + count)
+        rows.append((f"{text(title)}{arrow}<br><span class='soft small'>{text(unit)}</span>", *cells, text(meaning)))
+    return f'<div class="card">{page.table(columns, rows)}</div>'
+
+
+def _failures(runs: Sequence[Run], judged: Sequence[tuple[Run, Results]]) -> str:
+    rows = [
+        (text(run.name), f"<code>{text(item.item.id)}</code>", text(item.status), text(item.reason))
+        for run, one in judged for item in one.items if item.status in FAILURES
+    ] + [
+        (text(run.name), f"<code>{text(item)}</code>", "not measured", text(why))
+        for run in runs for item, why in run.numbers.failed.items()
+    ]  # fmt: skip
+    if not rows:
+        return section("Failures", "There are none.", "")
+    table = page.table(dict.fromkeys(("system", "item", "what", "why"), ""), dict.fromkeys(rows))
+    return section("Failures", "Each counts as the lowest score.", f'<div class="card">{table}</div>')
+
+
+_STYLE = """
+.small { font-size: 12.5px; }
+.good { color: var(--good); }
+.tag { font-size: 12px; padding: 1px 7px; border-radius: 999px; background: var(--well); white-space: nowrap; }
+.key { display: inline-block; margin: 0 16px 8px 0; font-size: 13px; }
+.beside { display: grid; grid-template-columns: minmax(260px, 420px) 1fr; gap: 24px; align-items: center; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(280px, 100%), 1fr)); gap: 14px; }
+.grid h3 { margin-top: 0; }
+.drawing { width: 100%; height: auto; display: block; }
+.drawing.wide { max-width: 560px; }
+.drawing text { font-size: 11.5px; fill: var(--ink); }
+.drawing .mark { font-size: 9.5px; fill: var(--soft); }
+.drawing .ring { fill: none; stroke: var(--line); }
+.drawing .run { fill-opacity: 0.12; stroke-width: 2; stroke-linejoin: round; }
+.controls { display: flex; flex-wrap: wrap; gap: 14px; align-items: center; margin: 10px 0 14px; font-size: 13px; }
+.controls select, button {
+  font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: 6px;
+  padding: 3px 10px;
+}
+button { cursor: pointer; }
+#cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(560px, 100%), 1fr)); gap: 14px; }
+.clip { display: flex; flex-direction: column; gap: 8px; padding: 12px; min-width: 0; }
+.clip[hidden] { display: none; }
+.clip .prompt { margin: 0; font-weight: 600; }
+.views video {
+  display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: var(--well);
+  border: 1px solid var(--line); border-radius: 6px;
+}
+.foot { display: flex; gap: 12px; align-items: center; margin-top: auto; }
+@media (max-width: 720px) {
+  main { padding: 18px 12px 40px; }
+  .beside { grid-template-columns: 1fr; }
+  .views { grid-auto-flow: row; grid-template-columns: 1fr 1fr; }
+}
+"""
