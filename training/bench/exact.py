@@ -20,7 +20,7 @@ METRICS = {
         "Success", "", MORE, "Share of edits in which what was asked for is there, in the asked place; exact."
     ),
     "nano_preserved": Metric("All else preserved", "", MORE, "Share of edits in which all else stayed; exact."),
-    "nano_region_psnr": Metric("Region, PSNR", "dB", MORE, "How near the edit is to its target where it was asked for."),
+    "nano_region_psnr": Metric("Region, PSNR", "dB", MORE, "How near the edit is to its target where that is."),
     "nano_preservation_psnr": Metric(
         "All else, PSNR", "dB", MORE, "How near the edit is to the source elsewhere, by the true region."
     ),

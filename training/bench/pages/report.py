@@ -130,7 +130,9 @@ def _table(bench: str, runs: Sequence[Run], judged: Sequence[tuple[Run, Results]
     for run, one in judged:
         kind = {PASSED: "good", NOT_TRUSTED: "failed", NOT_AUDITED: "bound"}[audited(one)]
         share = "" if one.audit is None else f", {100 * one.audit['agreement']:.0f}% in the right order"
-        judge = f'{text(one.judge)}<br><span class="{kind} small">{audited(one)}{share}</span>'
+        judge = (
+            f'<div class="judge">{text(one.judge)}<br><span class="{kind} small">{audited(one)}{share}</span></div>'
+        )
         every = one.overall
         rows.append((
             f"<strong>{text(run.name)}</strong>", '<span class="tag">measured here</span>', judge,
@@ -191,12 +193,11 @@ def _numbers(runs: Sequence[Run]) -> str:
     names = list(dict.fromkeys(name for run in runs for name in run.numbers.numbers))
     rows = []
     for name in names:
-        metric = METRICS.get(name)
-        if metric is None:
-            title, unit, better, meaning = name.replace("_", " "), "", "more", exact.METRICS.get(name, "")
-        else:
-            title, unit, better, meaning = metric.title, metric.unit, metric.better, metric.meaning
-        arrow = {"more": " ↑", "less": " ↓"}.get(better, "")
+        known = (METRICS | exact.METRICS).get(name)
+        title, unit, better, meaning = (
+            (known.title, known.unit, known.better, known.meaning) if known else (name.replace("_", " "), "", "", "")
+        )
+        arrow = {"more": "&nbsp;↑", "less": "&nbsp;↓"}.get(better, "")
         cells = []
         for run in runs:
             one = run.numbers.numbers.get(name)
@@ -225,6 +226,8 @@ _STYLE = """
 .good { color: var(--good); }
 .tag { font-size: 12px; padding: 1px 7px; border-radius: 999px; background: var(--well); white-space: nowrap; }
 .key { display: inline-block; margin: 0 16px 8px 0; font-size: 13px; }
+.judge { min-width: 190px; }
+.beside > * { min-width: 0; }
 .beside { display: grid; grid-template-columns: minmax(260px, 420px) 1fr; gap: 24px; align-items: center; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(280px, 100%), 1fr)); gap: 14px; }
 .grid h3 { margin-top: 0; }
