@@ -1,0 +1,131 @@
+"""The report tells what the results are, what is quoted, who judged, and what failed."""
+
+import json
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+
+import bench_runs
+import pytest
+
+from kiwi_core import media
+from training.bench import published, results
+from training.bench.pages import drawings, previews, report
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    base = tmp_path_factory.mktemp("runs")
+    failed = {"passed": False, "agreement": 0.5, "judge": "a-judge", "identity": "identity of a-judge"}
+    return [
+        bench_runs.fill(base / "one", "mine", audit=failed), bench_runs.fill(base / "two", "yours <i>", better=1),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(runs, tmp_path_factory):
+    return report.write(runs, tmp_path_factory.mktemp("page"), shown=8)
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return written.read_text(encoding="utf-8")
+
+
+def test_the_numbers_are_those_of_the_results(runs, page, written):
+    told = json.loads((written.parent / "report.json").read_text(), parse_constant=pytest.fail)
+    for folder, kept in zip(runs, told["runs"]):
+        found = results.of(folder, "a-judge-1")
+        assert found.overall.without.text() in page and found.overall.counting.text() in page
+        assert all(one.counting.text() in page for one in found.by_category.values())
+        assert kept["judges"][0]["overall"]["counting"]["value"] == found.overall.counting.value
+        assert found.overall.counting.text() in (written.parent / "report.md").read_text()
+    assert "Preservation, PSNR" in page and results.numbers(runs[0]).numbers["preservation_psnr"].mean.text(3) in page
+
+
+def test_quoted_scores_stand_apart(page):
+    for one in published.of("refvie"):
+        assert all(f'<span class="soft">{told}</span>' in page for told in (one.system, f"{one.score:.2f}"))
+    assert page.count('<span class="tag">measured here</span>') == 2 and page.count("quoted, ") == len(published.of("refvie"))
+    assert "do not compare with those measured here" in page
+    assert not any(one.system in page for one in published.of("openve") if "Aleph" not in one.system)
+
+
+def test_a_judge_is_labelled_by_its_audit(runs, page, tmp_path):
+    assert "failed its audit: not to be trusted, 50% in the right order" in page and "not audited" in page
+    audit = {"passed": True, "agreement": 0.97}
+    good = bench_runs.fill(tmp_path / "good", audit=audit, judges=("one", "two"), count=2, fails=())
+    text = report.write([good], tmp_path / "page", shown=0).read_text()
+    assert text.count("passed its audit, 97% in the right order") == 2
+    assert "Scores of different judges do not compare" in text and "different judges" not in page
+
+
+def test_failures_are_listed_and_every_text_is_escaped(page):
+    for words in ("Out of &lt;memory&gt;.", "No answer could be read.", "edit failed", "judge failed"):
+        assert words in page
+    assert "yours &lt;i&gt;" in page and "<i>" not in page.replace("&lt;i&gt;", "")
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+    assert not re.search(r'(?:src|href)="(?:https?:)?//', page)
+
+
+def test_the_worst_the_best_and_some_between_are_shown(runs, page, written, tmp_path):
+    shown = re.findall(r'<article class="card clip" data-category="\w+" data-value="([\d.]+)" data-name="(\w+)"', page)
+    assert len(shown) == 8 and "8 of 14 items" in page
+    values = [float(value) for value, _ in shown]
+    assert values == sorted(values) and values[:2] == [1, 1] and values[-2:] == [5, 5]
+    assert report.write(runs, tmp_path / "again", shown=8).read_text() == page
+    assert "All 14 items." in report.write(runs, tmp_path / "all", shown=60).read_text()
+    whole = report.write(runs, tmp_path / "one", shown=1).read_text()
+    assert whole.count('<article class="card clip"') == 1
+
+
+def test_clips_are_small_and_made_once(runs, written):
+    clips = written.parent / "clips"
+    item = next(item for item in runs[0].items if (clips / f"{item.id}-0.mp4").is_file() and item.reference)
+    found = previews.make(runs, item, clips)
+    assert set(found) == {"source", "reference", "0", "1"}
+    shapes = {media.load_video(written.parent / found[key]).frames.shape for key in ("source", "0", "1")}
+    assert shapes == {(9, 320, 320, 3)}
+    stamps = {key: (written.parent / path).stat().st_mtime_ns for key, path in found.items()}
+    previews.make(runs, item, clips)
+    assert {key: (written.parent / path).stat().st_mtime_ns for key, path in found.items()} == stamps
+    later = (written.parent / found["0"]).stat().st_mtime + 10
+    os.utime(runs[0].edit(item).path, (later, later))
+    previews.make(runs, item, clips)
+    assert (written.parent / found["0"]).stat().st_mtime_ns != stamps["0"]
+
+
+def test_what_cannot_be_read_leaves_a_gap(tmp_path):
+    folder = bench_runs.fill(tmp_path / "run", count=7, fails=())
+    for item in folder.items[:2]:
+        folder.edit(item).path.write_bytes(b"no clip")
+    folder.items[-1].reference.unlink()
+    page = report.write([folder], tmp_path / "page").read_text()
+    assert page.count("no edit") == 2 and page.count("no source") == 2 and page.count(">gone<") == 1
+
+
+def test_runs_of_two_benchmarks_are_refused(runs, tmp_path):
+    other = bench_runs.fill(tmp_path / "other", bench="openve", count=1, fails=())
+    with pytest.raises(ValueError, match="several benchmarks, openve and refvie"):
+        report.write([runs[0], other], tmp_path / "page")
+    with pytest.raises(ValueError, match="--shown is -1"):
+        report.write(runs, tmp_path / "page", shown=-1)
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_run_without_a_judge_is_reported(tmp_path):
+    folder = bench_runs.fill(tmp_path / "run", judges=(), count=3, fails=())
+    page = report.write([folder], tmp_path / "page").read_text()
+    assert "no judge yet" in page and "Preservation, PSNR" in page and "By category" not in page
+
+
+def test_drawings_are_true():
+    drawn = ElementTree.fromstring(drawings.radar(["a", "b", "c", "d"], [[5, 1, 3, None]], 1, 5))  # noqa: S314
+    run = next(one for one in drawn.iter() if one.get("class") == "run")
+    points = [tuple(map(float, point.split(","))) for point in run.get("points").split()]
+    assert points[0] == (180, 62) and points[1] == points[3] == (180, 180) and points[2] == (180, 239)
+    bars = ElementTree.fromstring(drawings.bars(["a", "b"], [[5, 3], [1, None]], 1, 5))  # noqa: S314
+    assert [float(one.get("width")) for one in bars.iter("rect")] == [300, 0, 150, 0]
+    counted = ElementTree.fromstring(drawings.histogram([[1, 1, 4.4], [5]], 1, 5))  # noqa: S314
+    tall = [float(one.get("height")) for one in counted.iter("rect")]
+    assert tall[0] == 90 and tall[2 * 7] == 45 and tall[2 * 8 + 1] == 45 and sum(tall) == 180
