@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from training.bench import compare, published, results, scoring, statistics
+from training.bench import clips, compare, published, results, scoring, statistics, suites
 from training.bench.__main__ import main
 from training.bench.folder import DONE, FAILED, Edit, Folder, Measured, Verdict
 from training.bench.items import Item
 from training.bench.judges import Options, open_judge
+from training.nano import bench as nano_bench
+from training.nano import world
 
 CATEGORIES = ("local_add", "global_style", "local_remove")
 
@@ -208,6 +210,23 @@ def test_numbers_are_compared_where_nobody_judged(tmp_path):
     assert found.differences["preservation_psnr"].mean.value == -1
     assert found.differences["warp_error"].mean.value == 0.5  # less is better
     assert found.dropped == ("preservation_psnr",) and found.alone == (0, 1)
+
+
+def test_nano_bench_is_measured_exactly(tmp_path, capsys):
+    items = suites.nano(tmp_path / "right", share=0.01)
+    known = {item.name.replace("/", "-"): item.edit for item in nano_bench.items({"seen": 1, "composition": 1})}
+    for item in items:
+        clips.save_exactly(tmp_path / "targets" / f"{item.id}.mkv", world.render(known[item.id].after), 8)
+    given = ["run", "--bench", "nano", "--share", "0.01"]
+    assert main([*given, "--out", str(tmp_path / "right"), "--edits", str(tmp_path / "targets")]) == 0
+    assert main([*given, "--out", str(tmp_path / "copy"), "--model", "copy"]) == 0
+    found = {}
+    for name in ("right", "copy"):
+        assert main(["measure", "--out", str(tmp_path / name)]) == 0
+        found[name] = results.numbers(Folder(tmp_path / name)).numbers
+    assert found["right"]["nano_success"].mean.value == found["right"]["nano_preserved"].mean.value == 1
+    assert found["right"]["nano_region_psnr"].mean.value == 100
+    assert found["copy"]["nano_success"].mean.value == 0 and found["copy"]["nano_success"].mean.count == 14
 
 
 def test_the_commands_tell_what_came_of_it(openve_bench, tmp_path, capsys):

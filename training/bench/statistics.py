@@ -47,7 +47,8 @@ def mean(groups: Mapping[str, Sequence[float]], macro: bool = False) -> Mean:
         values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1) for values in known
     ])  # fmt: skip
     low, high = np.percentile(weights @ drawn, [2.5, 97.5])
-    return Mean(float(weights @ [values.mean() for values in known]), float(low), float(high), count)
+    value = np.mean([values.mean() for values in known]) if macro else np.concatenate(known).mean()
+    return Mean(float(value), float(low), float(high), count)
 
 
 def sign_flip(differences: Sequence[float]) -> float:
