@@ -123,6 +123,26 @@ def test_a_repeat_that_failed_leaves_the_others(tmp_path):
         results.of(folder, "other")
 
 
+def test_what_was_found_out_of_an_edit_that_was_made_anew_is_not_its(tmp_path):
+    folder = begun(tmp_path / "run", count=2)
+    clips = [tmp_path / f"{number}.mp4" for number in range(2)]
+    for clip in clips:
+        clip.write_bytes(b"first")
+    for item, clip in zip(folder.items, clips):
+        folder.note_edit(Edit(item.id, DONE, clip))
+        folder.note_measured(Measured(item.id, {"psnr": 30.0}))
+    folder.note_judge("judge-1", {"model": "a-judge", "identity": "x", "settings": {}, "audit": None})
+    scores = dict.fromkeys(folder.items[0].criteria, 4.0)
+    folder.note_verdicts("judge-1", [Verdict(item.id, 0, DONE, scores, scores) for item in folder.items])
+    clips[0].write_bytes(b"second")
+    folder.note_edit(Edit("i0", DONE, clips[0]))
+    assert [one.status for one in results.of(folder, "judge-1").items] == ["not judged yet", "scored"]
+    assert set(folder.measured()) == {"i1"}
+    clips[0].write_bytes(b"first")
+    folder.note_edit(Edit("i0", DONE, clips[0]))
+    assert results.of(folder, "judge-1").complete and set(folder.measured()) == {"i0", "i1"}
+
+
 def test_numbers_without_a_judge(tmp_path):
     folder = begun(tmp_path / "run", count=4)
     for number, value in enumerate((30.0, 20.0, None)):

@@ -15,12 +15,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kiwi_core.atomic import replacing
 
+from ..data.media import Media
 from ..metrics import read_lines, write_lines
 from .items import Item
 
@@ -42,6 +43,8 @@ class Edit:
     align: str = FRAMES
     """"frames" or "time"."""
     error: str = ""
+    digest: str = ""
+    """Of the file; :meth:`Folder.note_edit` sees to it. What was found out of another file is not this edit's."""
 
 
 @dataclass(frozen=True)
@@ -115,17 +118,23 @@ class Folder:
 
     def note_edit(self, edit: Edit) -> None:
         told = dataclasses.asdict(edit) | {"path": edit.path and os.path.relpath(edit.path, self.path)}
+        if edit.path is not None and edit.path.is_file():
+            told["digest"] = Media(str(edit.path)).digest()
         with replacing(self.path / "edits" / f"{edit.item}.json") as temporary:
             temporary.write_text(json.dumps(told) + "\n", encoding="utf-8")
+
+    def digest(self, item: str) -> str:
+        """Of an item's edit as it is now, "" if there is none."""
+        return self._digests({item}).get(item, "")
 
     # Numbers without a judge
 
     def measured(self) -> dict[str, Measured]:
-        """By item, the newest."""
-        return {line["item"]: Measured(**line) for line in read_lines(self.path / "metrics.jsonl")}
+        """By item, the newest of the edit as it is now."""
+        return {line["item"]: Measured(**line) for line in self._current(self.path / "metrics.jsonl")}
 
     def note_measured(self, found: Measured) -> None:
-        _add(self.path / "metrics.jsonl", [dataclasses.asdict(found)])
+        self._add(self.path / "metrics.jsonl", [found])
 
     # Judges
 
@@ -142,14 +151,30 @@ class Folder:
             temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
     def verdicts(self, name: str) -> dict[str, list[Verdict]]:
-        """By item, the newest of each repeat."""
+        """By item, the newest of each repeat, of the edit as it is now."""
         found: dict[str, dict[int, Verdict]] = {}
-        for line in read_lines(self.path / "scores" / name / "verdicts.jsonl"):
+        for line in self._current(self.path / "scores" / name / "verdicts.jsonl"):
             found.setdefault(line["item"], {})[line["repeat"]] = Verdict(**line)
         return {item: [by_repeat[number] for number in sorted(by_repeat)] for item, by_repeat in found.items()}
 
-    def note_verdicts(self, name: str, found: Iterable[Verdict]) -> None:
-        _add(self.path / "scores" / name / "verdicts.jsonl", [dataclasses.asdict(one) for one in found])
+    def note_verdicts(self, name: str, found: Sequence[Verdict]) -> None:
+        self._add(self.path / "scores" / name / "verdicts.jsonl", found)
+
+    # Lines of an edit
+
+    def _add(self, path: Path, found: Sequence[Measured | Verdict]) -> None:
+        digests = self._digests({one.item for one in found})
+        _add(path, [dataclasses.asdict(one) | {"edit": digests.get(one.item, "")} for one in found])
+
+    def _current(self, path: Path) -> list[dict]:
+        lines = read_lines(path)
+        digests = self._digests({line["item"] for line in lines})
+        return [line for line in lines if line.pop("edit") == digests.get(line["item"], "")]
+
+    def _digests(self, names: Container[str]) -> dict[str, str]:
+        """Of the edits as they are now, by item."""
+        edits = (self.edit(item) for item in self.items if item.id in names)
+        return {edit.item: edit.digest for edit in edits if edit is not None}
 
 
 def _item(line: dict) -> Item:

@@ -67,11 +67,12 @@ def run(a: Folder, b: Folder, judge: ChatJudge, attempts: int = scoring.ATTEMPTS
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = read_lines(path)
     write_lines(path, lines)
-    known = {line["item"]: line for line in lines}
+    known = {line["item"]: line for line in lines if line["edits"] == _edits(a, b, line["item"])}
     with path.open("a", encoding="utf-8") as file:
         for item in tqdm(both, desc=f"{judge.name}, two by two", unit="pair", mininterval=2, dynamic_ncols=True):
             if item.id not in known:
-                known[item.id] = _compared(a, b, item, judge, attempts)
+                line = _compared(a, b, item, judge, attempts)
+                known[item.id] = line | {"edits": _edits(a, b, item.id)}
                 file.write(json.dumps(known[item.id]) + "\n")
                 file.flush()
     found = {"all": _counted([known[item.id] for item in both])}
@@ -107,6 +108,11 @@ def _compared(a: Folder, b: Folder, item: Item, judge: ChatJudge, attempts: int)
     if {forth, back} == {FIRST, SECOND}:
         return line | {"better": A if forth == FIRST else B}
     return line | {"torn": forth == back and forth in (FIRST, SECOND)}
+
+
+def _edits(a: Folder, b: Folder, item: str) -> list[str]:
+    """What was compared, so that an edit that is made anew is compared anew."""
+    return [folder.digest(item) for folder in (a, b)]
 
 
 def _there(folder: Folder, item: Item) -> bool:
