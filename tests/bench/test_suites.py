@@ -126,6 +126,7 @@ def test_a_run_that_is_another_is_refused(tmp_path):
     items = [Item("a", "subject", "Add this.", tmp_path / "a.mp4", tmp_path / "a.png", None, 3)]
     folder = Folder.begin(tmp_path / "run", {"bench": "x", "system": {"name": "y"}}, items)
     assert Folder(tmp_path / "run").items == items == folder.items
+    assert folder.run["versions"]["torch"] and folder.run["versions"]["kiwi_edit"]
     Folder.begin(tmp_path / "run", {"bench": "x", "system": {"name": "y"}}, items)
     for run, chosen in (({"bench": "x", "system": {"name": "z"}}, items), (folder.run, [])):
         with pytest.raises(ValueError, match="another folder"):

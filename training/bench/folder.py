@@ -1,6 +1,6 @@
 """The folder of a benchmark's run, and what lies where in it.
 
-    run.json                        which benchmark, which system with which settings
+    run.json                        which benchmark, which system with which settings and versions
     items.jsonl                     what was asked
     edits/ID.mp4, edits/ID.json     the edit (.mkv of small ones), and how it was made or why not
     metrics.jsonl                   what was measured without a judge
@@ -12,13 +12,16 @@ Lines are added as they are found out, so a killed run goes on; a torn line is a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import kiwi_core
 from kiwi_core.atomic import replacing
 
 from ..data.media import Media
@@ -26,6 +29,7 @@ from ..metrics import read_lines, write_lines
 from .items import Item
 
 DONE, FAILED = "done", "failed"
+VERSIONS = "versions"
 FRAMES, TIME = "frames", "time"
 """How frames of an edit and its source belong together: the first to the first and so on, or by seconds."""
 
@@ -93,13 +97,14 @@ class Folder:
         lines = [_line(item) for item in items]
         if (path / "run.json").is_file():
             known = cls(path)
-            if known.run != json.loads(json.dumps(run)) or [_line(item) for item in known.items] != lines:
+            same = {name: value for name, value in known.run.items() if name != VERSIONS} == json.loads(json.dumps(run))
+            if not same or [_line(item) for item in known.items] != lines:
                 raise ValueError(f"{path} holds a run with other settings or items; give another folder for this one.")
             return known
         path.mkdir(parents=True, exist_ok=True)
         write_lines(path / "items.jsonl", lines)
         with replacing(path / "run.json") as temporary:
-            temporary.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(run | {VERSIONS: _versions()}, indent=2) + "\n", encoding="utf-8")
         return cls(path)
 
     # Edits
@@ -175,6 +180,15 @@ class Folder:
         """Of the edits as they are now, by item."""
         edits = (self.edit(item) for item in self.items if item.id in names)
         return {edit.item: edit.digest for edit in edits if edit is not None}
+
+
+def _versions() -> dict[str, str]:
+    """Of what the first edits are made with."""
+    found = {"kiwi_edit": kiwi_core.__version__}
+    for name in ("torch", "diffusers", "transformers"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _item(line: dict) -> Item:
