@@ -6,10 +6,13 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import bench_runs
+import numpy as np
 import pytest
 
 from kiwi_core import media
 from training.bench import published, results
+from training.bench.folder import DONE, FAILED, Edit, Folder, Verdict
+from training.bench.items import Item
 from training.bench.pages import drawings, previews, report
 
 
@@ -102,7 +105,95 @@ def test_what_cannot_be_read_leaves_a_gap(tmp_path):
         folder.edit(item).path.write_bytes(b"no clip")
     folder.items[-1].reference.unlink()
     page = report.write([folder], tmp_path / "page").read_text()
-    assert page.count("no edit") == 2 and page.count("no source") == 2 and page.count(">gone<") == 1
+    assert page.count("no edit") == 2 and page.count("no source") == 0 and page.count(">gone<") == 1
+
+
+def clip(path, levels, rate):
+    """A clip whose brightness tells which frame it is."""
+    frames = np.zeros((len(levels), 64, 64, 3), np.uint8) + np.asarray(levels, np.uint8).reshape(-1, 1, 1, 1)
+    return media.save_video(path, frames, rate, crf=4)
+
+
+def begun(path, edit, item):
+    folder = Folder.begin(path, {"bench": "own", "system": {"name": path.name}}, [item])
+    folder.note_edit(edit)
+    return folder
+
+
+def levels(page, name):
+    told = media.load_video(page / "clips" / f"i0-{name}.mp4")
+    return float(told.frame_rate), told.frames.mean(axis=(1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def item(tmp_path_factory):
+    """Its source is 4 seconds long, of 96 frames."""
+    source = clip(tmp_path_factory.mktemp("source") / "source.mp4", 2 * np.arange(96) + 20, 24)
+    return Item("i0", "local_add", "Do.", source)
+
+
+def test_a_page_that_is_written_anew_for_other_runs_shows_their_clips(item, tmp_path):
+    runs = [
+        begun(tmp_path / name, Edit("i0", DONE, clip(tmp_path / f"{name}.mp4", [level] * 8, 8)), item)
+        for name, level in (("dark", 40), ("bright", 200))
+    ]  # fmt: skip
+    for order in (runs, runs[::-1], runs):
+        report.write(order, tmp_path / "page")
+        brightness = [levels(tmp_path / "page", number)[1].mean() for number in (0, 1)]
+        assert brightness == pytest.approx([200, 40] if order[0] is runs[1] else [40, 200], abs=6)
+
+
+def test_clips_of_an_item_are_at_the_same_moment_however_they_are_aligned(item, tmp_path):
+    same = 2 * np.arange(96) + 20
+    edits = [
+        Edit("i0", DONE, clip(tmp_path / "slow.mp4", same[:48], 8), align="frames"),
+        Edit("i0", DONE, clip(tmp_path / "time.mp4", same, 24), align="time"),
+        Edit("i0", DONE, clip(tmp_path / "held.mp4", same[::4], 6), align="time"),
+    ]
+    runs = [begun(tmp_path / f"run{number}", edit, item) for number, edit in enumerate(edits)]
+    report.write(runs, tmp_path / "page")
+    rate, source = levels(tmp_path / "page", "source")
+    assert rate == 24 and len(source) == 96
+    for number, near in enumerate((4, 4, 10)):
+        told, shown = levels(tmp_path / "page", number)
+        ends = 48 if number == 0 else 96
+        assert told == rate and len(shown) == 96 and np.abs(shown - source)[:ends].max() < near
+        assert ends == 96 or shown[ends + 1 :].max() < 8  # over, so black
+
+
+def test_a_long_clip_is_as_fast_as_it_was(tmp_path):
+    long = Item("i0", "local_add", "Do.", clip(tmp_path / "source.mp4", np.arange(240), 24))
+    report.write(begun(tmp_path / "run", Edit("i0", DONE, long.source), long), tmp_path / "page")
+    rate, shown = levels(tmp_path / "page", 0)
+    assert len(shown) == previews.MOST_FRAMES and len(shown) / rate == pytest.approx(10, abs=0.01)
+
+
+def test_the_source_is_shown_where_the_edit_failed(item, tmp_path):
+    folder = begun(tmp_path / "run", Edit("i0", FAILED, error="Out of memory."), item)
+    page = report.write(folder, tmp_path / "page").read_text()
+    assert "no edit" in page and "no source" not in page and 'src="clips/i0-source.mp4"' in page
+
+
+def test_what_has_no_score_yet_is_neither_best_nor_worst(tmp_path):
+    folder = bench_runs.fill(tmp_path / "run", count=9, fails=(), judges=())
+    folder.note_judge("j-1", {"model": "j", "identity": "x", "settings": {}, "audit": None})
+    for number, item in enumerate(folder.items[:4]):
+        scores = dict.fromkeys(item.criteria, 2.0 + number)
+        folder.note_verdicts("j-1", [Verdict(item.id, 0, DONE, scores, scores)])
+    for shown in (4, 60):
+        page = report.write(folder, tmp_path / "page", shown=shown).read_text()
+        values = re.findall(r'data-value="([\d.]*)" data-name', page)
+        known = [float(value) for value in values if value]
+        assert values[: len(known)] == sorted(values[: len(known)]) and len(values) == min(shown, 9)
+        assert known[0] == 2 and known[-1] == 5 and not any(values[len(known) :])
+
+
+def test_runs_of_one_name_are_told_apart(item, tmp_path):
+    runs = [
+        Folder.begin(tmp_path / name / "run", {"bench": "own", "system": {"name": "same"}}, [item]) for name in "uv"
+    ]  # fmt: skip
+    page = report.write(runs, tmp_path / "page", shown=0).read_text()
+    assert all(f"same ({folder.path})" in page for folder in runs)
 
 
 def test_runs_of_two_benchmarks_are_refused(runs, tmp_path):

@@ -3,6 +3,7 @@
 import bench_runs
 import pytest
 
+from training.bench.folder import DONE, Verdict
 from training.bench.pages import report
 
 
@@ -56,3 +57,24 @@ def test_cards_are_chosen_and_ordered(page):
     page.locator("#all").click()
     page.wait_for_function("[...document.querySelectorAll('.clip:not([hidden]) video')].some(film => !film.paused)")
     assert page.evaluate("[...document.querySelectorAll('.clip[hidden] video')].every(film => film.paused)")
+
+
+def test_what_has_no_score_comes_last_in_either_order(chromium, tmp_path):
+    bare, partly = (bench_runs.fill(tmp_path / name, name, count=6, fails=(), judges=()) for name in ("bare", "partly"))
+    partly.note_judge("j-1", {"model": "j", "identity": "x", "settings": {}, "audit": None})
+    for number in (4, 2, 3):
+        item = partly.items[number]
+        scores = dict.fromkeys(item.criteria, float(number))
+        partly.note_verdicts("j-1", [Verdict(item.id, 0, DONE, scores, scores)])
+    page = chromium.new_page()
+    page.goto(report.write([bare, partly], tmp_path / "page").as_uri())
+
+    def order():
+        return [card.get_attribute("data-name") for card in page.locator(".clip").all()]
+
+    assert order() == ["i2", "i3", "i4", "i0", "i1", "i5"]
+    page.locator("#order").select_option("best")
+    assert order() == ["i4", "i3", "i2", "i0", "i1", "i5"]
+    page.locator("#order").select_option("worst")
+    assert order() == ["i2", "i3", "i4", "i0", "i1", "i5"]
+    page.close()

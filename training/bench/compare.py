@@ -11,6 +11,8 @@ from . import results, statistics
 from .folder import Folder
 from .statistics import Mean
 
+ALL, NO_JUDGE = "all", "numbers without a judge"
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -51,8 +53,9 @@ class Comparison:
             f"{self.b} against {self.a}, by {self.of}.", "",
             "| | difference (95% interval) | p | better | same | worse |", "|---|---|---|---|---|---|",
         ]  # fmt: skip
+        digits = 3 if self.of == NO_JUDGE else 2
         for name, one in self.differences.items():
-            lines.append(f"| {name} | {one.mean.text()} | {one.p:.3g} | {one.wins} | {one.ties} | {one.losses} |")
+            lines.append(f"| {name} | {one.mean.text(digits)} | {one.p:.3g} | {one.wins} | {one.ties} | {one.losses} |")
         if any(self.alone):
             left_out = zip(self.alone, (self.a, self.b))
             lines += ["", f"Left out: {', '.join(f'{count} items that only {name} has' for count, name in left_out)}."]
@@ -84,13 +87,13 @@ def compare(
     chosen = _judge(a, b, judge)
     if chosen is None:
         differences, alone = _numbers(a, b, both)
-        told = "numbers without a judge"
+        told = NO_JUDGE
     else:
         differences, alone = _scores(a, b, chosen, both)
         told = b.judge(chosen)["model"]
     dropped = ()
     if max_drop is not None:
-        judged = differences if chosen is None or per_category else {"all": differences["all"]}
+        judged = differences if chosen is None or per_category else {ALL: differences[ALL]}
         dropped = tuple(name for name, one in judged.items() if one.mean.value < -max_drop)
     return Comparison(*names, told, differences, alone, max_drop, dropped)
 
@@ -123,7 +126,7 @@ def _judge(a: Folder, b: Folder, judge: str | None) -> str | None:
 def _scores(a: Folder, b: Folder, judge: str, both: Sequence[str]) -> tuple[dict[str, Difference], tuple[int, int]]:
     found = [{one.item.id: one for one in results.of(folder, judge).items} for folder in (a, b)]
     pairs: dict[str, list[float]] = {}
-    alone = [len(found[0]) - len(both), len(found[1]) - len(both)]
+    alone = [sum(one.counted is not None for name, one in told.items() if name not in both) for told in found]
     for name in both:
         before, after = (told[name].counted for told in found)
         if before is None or after is None:
@@ -133,9 +136,8 @@ def _scores(a: Folder, b: Folder, judge: str, both: Sequence[str]) -> tuple[dict
         pairs.setdefault(found[1][name].item.category, []).append(after - before)
     if not pairs:
         raise ValueError("No item was scored in both runs; score them first.")
-    return {
-        "all": _difference(pairs), **{name: _difference({name: values}) for name, values in pairs.items()},
-    }, tuple(alone)  # fmt: skip
+    own = {f"category {name}" if name == ALL else name: values for name, values in pairs.items()}
+    return {ALL: _difference(pairs)} | {name: _difference({name: one}) for name, one in own.items()}, tuple(alone)
 
 
 def _numbers(a: Folder, b: Folder, both: Sequence[str]) -> tuple[dict[str, Difference], tuple[int, int]]:
@@ -147,7 +149,7 @@ def _numbers(a: Folder, b: Folder, both: Sequence[str]) -> tuple[dict[str, Diffe
     better = {name: one.better for name, one in (METRICS | EXACT).items()}
     categories = {item.id: item.category for item in b.items}
     found: dict[str, dict[str, list[float]]] = {}
-    alone = [0, 0]
+    alone = [sum(name not in both for name in told) for told in known]
     for item in both:
         if not all(item in told for told in known):
             alone = [count + (item in told) for count, told in zip(alone, known)]

@@ -104,7 +104,7 @@ class Results:
         lines = [
             "| category | items | failed | missing | mean | failures as 1 |", "|---|---|---|---|---|---|",
         ]  # fmt: skip
-        for name, one in {**self.by_category, "all": self.overall}.items():
+        for name, one in [*self.by_category.items(), ("all", self.overall)]:
             cells = (sum(one.counts.values()), one.failed, one.missing, one.without.text(), one.counting.text())
             lines.append("| " + " | ".join(map(str, (name, *cells))) + " |")
         if not self.complete:

@@ -12,7 +12,7 @@ from ...refvie.pages import page
 from ...refvie.pages.page import section, text
 from .. import results
 from ..folder import Folder, Measured
-from ..items import HIGHEST, Item
+from ..items import Item
 from ..results import Results, Scored
 from . import previews
 
@@ -43,7 +43,8 @@ class Run:
 
 def players(runs: Sequence[Run], out: Path, shown: int) -> str:
     """A card for each shown item, its clips side by side."""
-    scored = {one.item.id: one for one in runs[0].judged[0].items} if runs[0].judged else {}
+    by = next(((run, one) for run in runs for one in run.judged), None)
+    scored = {} if by is None else {one.item.id: one for one in by[1].items}
     items = {item.id: item for run in runs for item in run.folder.items}
     chosen = _chosen(list(items.values()), scored, shown)
     cards = []
@@ -60,25 +61,27 @@ def players(runs: Sequence[Run], out: Path, shown: int) -> str:
     )
     note = f"All {len(items)} items."
     if len(chosen) < len(items):
-        note = f"{len(chosen)} of {len(items)} items: the worst, the best and some between."
+        which = "a sample" if by is None else "the worst, the best and some of the others"
+        note = f"{len(chosen)} of {len(items)} items: {which}."
+    if by is not None:
+        note += f" Ordered by {text(by[0].name)}'s scores by {text(by[1].judge)}; what has no score yet comes last."
+    note += " All clips of an item show the same moments; where an edit has ended, it is black."
     return section("Clips", note, f'{controls}<div id="cards">{"".join(cards)}</div>')
 
 
 def _chosen(items: Sequence[Item], scored: dict[str, Scored], shown: int) -> list[Item]:
-    """The worst and the best quarter of what is shown, and a sample of the rest."""
-
-    def value(item: Item) -> float:
-        one = scored.get(item.id)
-        return HIGHEST + 1 if one is None or one.counted is None else one.counted
-
-    ordered = sorted(items, key=lambda item: (value(item), item.id))
-    if len(ordered) <= shown:
-        return ordered
-    ends = max(1, shown // 4) if shown >= 2 else 0
-    worst, best = ordered[:ends], ordered[len(ordered) - ends :]
-    rest = ordered[ends : len(ordered) - ends]
-    places = np.random.default_rng(_SEED).choice(len(rest), shown - 2 * ends, replace=False)
-    return worst + [rest[place] for place in sorted(places)] + best
+    """The worst and the best quarter of what is shown, and a sample of the rest; what has no score comes last."""
+    values = {name: one.counted for name, one in scored.items() if one.counted is not None}
+    known = sorted((item for item in items if item.id in values), key=lambda item: (values[item.id], item.id))
+    unknown = sorted((item for item in items if item.id not in values), key=lambda item: item.id)
+    if len(items) <= shown:
+        return known + unknown
+    ends = min(max(1, shown // 4) if shown >= 2 else 0, len(known) // 2)
+    middle = len(known) - 2 * ends
+    places = np.random.default_rng(_SEED).choice(middle + len(unknown), shown - 2 * ends, replace=False)
+    between = [known[ends + place] for place in sorted(places) if place < middle]
+    last = [unknown[place - middle] for place in sorted(places) if place >= middle]
+    return known[:ends] + between + known[len(known) - ends :] + last
 
 
 def _card(runs: Sequence[Run], item: Item, found: dict[str, str], first: Scored | None) -> str:
@@ -92,10 +95,10 @@ def _card(runs: Sequence[Run], item: Item, found: dict[str, str], first: Scored 
     for number, run in enumerate(runs):
         views.append(_view(run.name, found.get(str(number)), "edit"))
         told.append(_said(run, item))
-    value = first.counted if first is not None and first.counted is not None else HIGHEST + 1
-    play = "" if len(found) < 2 else '<button class="play" type="button">Play</button>'
+    value = "" if first is None or first.counted is None else f"{first.counted:.4f}"
+    play = "" if not set(found) - {"reference"} else '<button class="play" type="button">Play</button>'
     return (
-        f'<article class="card clip" data-category="{text(item.category)}" data-value="{value:.4f}" '
+        f'<article class="card clip" data-category="{text(item.category)}" data-value="{value}" '
         f'data-name="{text(item.id)}"><div class="views">{"".join(views)}</div>'
         f'<p class="prompt">{text(item.prompt)}</p>{"".join(told)}'
         f'<div class="foot">{play}<span class="soft small"><code>{text(item.id)}</code> · {text(item.category)}</span>'
@@ -173,8 +176,9 @@ const show = () => {
     card.hidden = Boolean(category.value) && card.dataset.category !== category.value;
     if (card.hidden) still(card);
   }
+  const value = (card, unknown) => card.dataset.value ? Number(card.dataset.value) : unknown;
   const by = {
-    worst: (a, b) => a.dataset.value - b.dataset.value, best: (a, b) => b.dataset.value - a.dataset.value,
+    worst: (a, b) => value(a, 9) - value(b, 9), best: (a, b) => value(b, 0) - value(a, 0),
     name: (a, b) => a.dataset.name.localeCompare(b.dataset.name),
   }[order.value];
   holder.append(...cards.sort((a, b) => by(a, b) || a.dataset.name.localeCompare(b.dataset.name)));

@@ -22,7 +22,7 @@ from .players import Run
 PASSED, NOT_TRUSTED, NOT_AUDITED = "passed its audit", "failed its audit: not to be trusted", "not audited"
 
 
-def write(folders: Sequence[Folder], out: Path, title: str = "", shown: int = 60) -> Path:
+def write(folders: Folder | Sequence[Folder], out: Path, title: str = "", shown: int = 60) -> Path:
     """Write ``index.html``, ``clips``, ``report.md`` and ``report.json`` into ``out``; returns the page.
 
     Args:
@@ -30,6 +30,7 @@ def write(folders: Sequence[Folder], out: Path, title: str = "", shown: int = 60
 
     Raises ValueError for runs of several benchmarks.
     """
+    folders = [folders] if isinstance(folders, Folder) else folders
     benches = {folder.run["bench"] for folder in folders}
     if len(benches) != 1:
         raise ValueError(f"The runs are of several benchmarks, {' and '.join(sorted(benches))}; report each by itself.")
@@ -60,9 +61,13 @@ def write(folders: Sequence[Folder], out: Path, title: str = "", shown: int = 60
 
 def _names(folders: Sequence[Folder]) -> list[str]:
     names = [folder.run["system"]["name"] for folder in folders]
-    return [
-        name if names.count(name) == 1 else f"{name} ({folder.path.name})" for name, folder in zip(names, folders)
-    ]  # fmt: skip
+    for tell in (lambda path: path.name, str):
+        told = [
+            name if names.count(name) == 1 else f"{name} ({tell(folder.path)})" for name, folder in zip(names, folders)
+        ]  # fmt: skip
+        if len(set(told)) == len(told):
+            break
+    return told
 
 
 def audited(one: Results) -> str:
@@ -201,9 +206,13 @@ def _numbers(runs: Sequence[Run]) -> str:
         cells = []
         for run in runs:
             one = run.numbers.numbers.get(name)
-            count = "" if one is None else f"<br><span class='soft small'>{page.count(one.mean.count)} items</span>"
-            cells.append("–" if one is None else one.mean.text(3) + count)
-        rows.append((f"{text(title)}{arrow}<br><span class='soft small'>{text(unit)}</span>", *cells, text(meaning)))
+            if one is None:
+                cells.append("–")
+                continue
+            told = f"{page.count(one.mean.count)} items" + (f", not of {page.count(one.absent)}" if one.absent else "")
+            cells.append(f"{one.mean.text(3)}<br><span class='soft small'>{told}</span>")
+        heading = f"{text(title)}{arrow}<br><span class='soft small'>{text(unit)}</span>"
+        rows.append((heading, *cells, f'<div class="meaning">{text(meaning)}</div>'))
     return f'<div class="card">{page.table(columns, rows)}</div>'
 
 
@@ -227,6 +236,7 @@ _STYLE = """
 .tag { font-size: 12px; padding: 1px 7px; border-radius: 999px; background: var(--well); white-space: nowrap; }
 .key { display: inline-block; margin: 0 16px 8px 0; font-size: 13px; }
 .judge { min-width: 190px; }
+.meaning { min-width: 240px; }
 .beside > * { min-width: 0; }
 .beside { display: grid; grid-template-columns: minmax(260px, 420px) 1fr; gap: 24px; align-items: center; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(280px, 100%), 1fr)); gap: 14px; }

@@ -1,0 +1,49 @@
+"""What a comparison leaves out, and what its gate must not overlook."""
+
+import pytest
+
+from training.bench import compare
+from training.bench.folder import DONE, Edit, Folder, Measured, Verdict
+from training.bench.items import Item
+
+
+def run(path, scores, categories, items=None):
+    """A run that a judge has scored; None for an item without an edit."""
+    items = items or [
+        Item(f"i{number}", category, "Do.", path / "none.mp4") for number, category in enumerate(categories)
+    ]  # fmt: skip
+    folder = Folder.begin(path, {"bench": "own", "system": {"name": path.name}}, items)
+    folder.note_judge("j-1", {"model": "a-judge", "identity": "x", "settings": {}, "audit": None})
+    for item, score in zip(items, scores):
+        if score is not None:
+            folder.note_edit(Edit(item.id, DONE, item.source))
+            told = dict.fromkeys(item.criteria, float(score))
+            folder.note_verdicts("j-1", [Verdict(item.id, 0, DONE, told, told)])
+    return folder
+
+
+def test_a_category_called_all_does_not_hide_the_mean(tmp_path):
+    categories = ("all", "other", "other")
+    a, b = run(tmp_path / "a", (3, 3, 3), categories), run(tmp_path / "b", (5, 1, 1), categories)
+    found = compare.compare(a, b, max_drop=0.5)
+    assert found.differences["all"].mean.value == pytest.approx(-2 / 3) and found.dropped == ("all",)
+    assert found.differences["category all"].mean.value == 2 and found.differences["other"].mean.value == -2
+
+
+def test_only_what_was_scored_is_told_to_be_left_out(tmp_path):
+    a = run(tmp_path / "a", (3, 4, None, None, 2), ("edit",) * 5)
+    b = run(tmp_path / "b", (3, None), ("edit",) * 2)
+    found = compare.compare(a, b)
+    assert found.alone == (2, 0) and found.differences["all"].mean.count == 1
+    assert "2 items that only a has, 0 items that only b has" in found.text()
+
+
+def test_small_differences_of_metrics_can_be_read(tmp_path):
+    folders = []
+    for name, value, count in (("a", 0.1234, 4), ("b", 0.1200, 3)):
+        items = [Item(f"i{number}", "edit", "Do.", tmp_path / "none.mp4") for number in range(count)]
+        folders.append(Folder.begin(tmp_path / name, {"bench": "own", "system": {"name": name}}, items))
+        for item in items:
+            folders[-1].note_measured(Measured(item.id, {"preservation_lpips": value}))
+    found = compare.compare(*folders)
+    assert "| preservation_lpips | 0.003 (" in found.text() and found.alone == (1, 0)
