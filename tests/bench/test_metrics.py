@@ -236,6 +236,15 @@ def test_ssim_is_what_its_formula_says():
         assert preservation.ssim(one, one, mask) == pytest.approx(1, abs=1e-5)
 
 
+def test_no_difference_is_so_small_that_it_passes_the_highest_value():
+    source = np.zeros((4, 128, 128, 3), np.uint8)
+    edit, outside = source.copy(), np.ones((4, 128, 128), bool)
+    edit[0, 0, 0, 0] = 1  # one level in one place of so many would be 101 dB
+    assert preservation.psnr(source, edit, outside) == preservation.HIGHEST_PSNR
+    edit[0, 0] = 1
+    assert preservation.psnr(source, edit, outside) < 80
+
+
 def test_what_is_not_outside_does_not_change_anything():
     rng = np.random.default_rng(0)
     one = rng.integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
@@ -315,6 +324,16 @@ def test_what_a_thing_hides_on_its_way_is_no_warp_error():
     assert motion.warp_error(clip.astype(np.uint8)) < 0.45 < 0.5 * hidden
 
 
+def test_what_is_torn_is_not_taken_for_hidden():
+    """Scenes that change in each frame beside a strip that stays: the strip alone would pass for a steady clip."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        clip = np.stack([refvie_photos.rough(rng, 128, (120, 110, 90)) for _ in range(4)]).astype(np.uint8)
+        clip[:, :, :40] = clip[0, :, :40]
+        plain = np.abs(np.diff(clip.astype(int), axis=0)).mean()
+        assert motion.warp_error(clip) > 0.6 * plain
+
+
 def test_a_frozen_edit_of_a_moving_source_is_told_and_nothing_else(values):
     for seed in (3, 4, 6):
         _, source, target = drawn("local_change", seed)
@@ -328,6 +347,16 @@ def test_a_frozen_edit_of_a_moving_source_is_told_and_nothing_else(values):
         assert values(source, np.repeat(target[:1], len(target), axis=0))["frozen"] == 1
     slight = noisy(np.repeat(target[:1], len(target), axis=0), 0.3)  # as a codec leaves it
     assert values(source, slight)["frozen"] == 1
+
+
+def test_frames_in_which_the_source_rests_are_not_frozen():
+    thing = Thing("star", "red", "banded", 13.0, 32.0, 32.0, 2.0, 0.0)
+    source = world.render(Scene(Ground("green", "checked"), (thing,), (0.5, 0.5)))
+    rests = source[[0, 0, 0, 0, 0, 1, 2, 3, 4]]
+    assert motion.repeats(rests, rests)[0] == 0
+    assert motion.repeats(rests, np.repeat(source[:1], 9, axis=0))[0] == 1
+    assert motion.repeats(rests, source[[0, 1, 2, 3, 4, 4, 4, 4, 4]])[0] == 1  # it moved when the source did not
+    assert motion.repeats(rests, source[[0, 1, 2, 3, 4, 5, 6, 6, 6]])[0] == 0.5
 
 
 def test_a_still_source_says_nothing_of_freezing(values):

@@ -12,7 +12,6 @@ from kiwi_core import media
 from kiwi_core.atomic import replacing
 from kiwi_core.geometry import resize_frames
 
-from ..nano import rows
 from ..refvie.frames import spread
 from .folder import FRAMES, TIME
 
@@ -65,6 +64,8 @@ def matched(count: int, rate: Fraction, edited: int, edited_rate: Fraction, alig
 
 def save_exactly(path: Path, frames: np.ndarray, rate: Fraction | float) -> Path:
     """Write a clip, uint8 ``[T, H, W, 3]``, as .mkv from which it is read back to the bit; no browser plays it."""
+    from ..nano import rows
+
     with replacing(path) as temporary:
         rows.save_exactly(temporary, frames, Fraction(rate).limit_denominator(1000))
     return path
