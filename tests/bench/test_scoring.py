@@ -185,6 +185,25 @@ def test_an_edit_that_is_refused_or_unreadable_is_a_failure_with_a_reason(folder
     assert "Held back" in found[refused.id][0].error and "none.mp4" in found[broken.id][0].error
 
 
+def test_a_judge_that_refuses_everything_stops_the_run(folder, stand):
+    stand.turns = [(400, {}, json.dumps({"error": {"message": "At most 4 images."}}))]
+    made = judge(stand)
+    with pytest.raises(Unavailable, match=r"refuses every edit, at last so: .*At most 4 images"):
+        scoring.run(folder, made)
+    assert verdicts(folder, made) == {}
+    stand.turns = [scores(3, 3, 3)]
+    assert scoring.run(folder, made).scored == 12
+
+
+def test_what_could_not_be_read_is_not_taken_from_the_cache_again(folder, stand, tmp_path):
+    stand.turns = ["mumble"]
+    made = open_judge(stand.url, Options(model="a-model", frames=2), tmp_path / "answers.sqlite")
+    assert scoring.run(folder, made).failed == 12
+    stand.turns = [scores(3, 3, 3)]
+    assert scoring.run(folder, made, retry=True) == scoring.Count(12, 0, 0)
+    assert {body["seed"] for *_, body in stand.seen[-12:]} == {3}
+
+
 def test_a_second_scoring_is_free(folder, stand, tmp_path):
     stand.turns = [scores(3, 2, 1)]
     kept = tmp_path / "answers.sqlite"
@@ -448,6 +467,9 @@ def test_a_judge_without_a_preference_makes_no_winner(two, stand, said, expected
     stand.turns = [prefers(said)]
     found = pairwise.run(*two, judge(stand))["all"]
     assert (found.a, found.b, found.ties, found.failed, found.torn) == expected
+    stand.turns = [prefers("tie")]
+    again = pairwise.run(*two, judge(stand), retry=True)["all"]
+    assert (again.failed, again.ties) == (0, found.ties + found.failed)
 
 
 def test_who_cannot_compare_is_told(two, tmp_path):

@@ -90,6 +90,7 @@ class Pairwise:
     judge: str
     attempts: int = scoring.ATTEMPTS
     cache: Path | None = None
+    retry_failed: bool = False
     options: Options = field(default_factory=Options)
 
 
@@ -176,7 +177,8 @@ def _do(options) -> int:
     elif isinstance(options, Pairwise):
         a, b = Folder(options.a), Folder(options.b)
         judge = open_judge(options.judge, options.options, options.cache or scoring.default_cache(options.b))
-        print(pairwise.text(pairwise.run(a, b, judge, options.attempts), options.a.name, options.b.name))
+        found = pairwise.run(a, b, judge, options.attempts, options.retry_failed)
+        print(pairwise.text(found, options.a.name, options.b.name))
     elif isinstance(options, Report):
         from .pages import report
 

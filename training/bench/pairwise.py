@@ -48,9 +48,14 @@ class Outcome:
         return wilson(self.b + self.ties / 2, count)
 
 
-def run(a: Folder, b: Folder, judge: ChatJudge, attempts: int = scoring.ATTEMPTS) -> dict[str, Outcome]:
+def run(
+    a: Folder, b: Folder, judge: ChatJudge, attempts: int = scoring.ATTEMPTS, retry: bool = False
+) -> dict[str, Outcome]:
     """Compare the items that both runs ask; by category and under "all". Goes on where it was stopped: what was found
     out lies in B's folder.
+
+    Args:
+        retry: also what had no answer that could be read; it is asked with more warmth.
 
     Raises ValueError where the runs share no item, or the judge cannot compare.
     """
@@ -68,10 +73,11 @@ def run(a: Folder, b: Folder, judge: ChatJudge, attempts: int = scoring.ATTEMPTS
     lines = read_lines(path)
     write_lines(path, lines)
     known = {line["item"]: line for line in lines if line["edits"] == _edits(a, b, line["item"])}
+    failed = {name for name, line in known.items() if line["better"] == FAILED_ITEM} if retry else set()
     with path.open("a", encoding="utf-8") as file:
         for item in tqdm(both, desc=f"{judge.name}, two by two", unit="pair", mininterval=2, dynamic_ncols=True):
-            if item.id not in known:
-                line = _compared(a, b, item, judge, attempts)
+            if item.id not in known or item.id in failed:
+                line = _compared(a, b, item, judge, attempts, attempts if item.id in failed else 0)
                 known[item.id] = line | {"edits": _edits(a, b, item.id)}
                 file.write(json.dumps(known[item.id]) + "\n")
                 file.flush()
@@ -86,7 +92,7 @@ def _path(a: Folder, b: Folder, judge: ChatJudge) -> Path:
     return b.path / "pairwise" / f"{scoring.name_of(judge)}-against-{a.path.name}-{other}.jsonl"
 
 
-def _compared(a: Folder, b: Folder, item: Item, judge: ChatJudge, attempts: int) -> dict:
+def _compared(a: Folder, b: Folder, item: Item, judge: ChatJudge, attempts: int, first: int) -> dict:
     line = {"item": item.id, "better": TIE, "reasons": [], "torn": False}
     there = [_there(folder, item) for folder in (a, b)]
     if not all(there):
@@ -100,7 +106,7 @@ def _compared(a: Folder, b: Folder, item: Item, judge: ChatJudge, attempts: int)
 
         other_edit = resize_frames(other.edit, *one.edit.shape[1:3])
         other = type(other)(other.kind, other.category, other.prompt, one.source, other_edit, other.reference)
-    answers = scoring.answered(judge.prefer, [(one, other), (other, one)], attempts)
+    answers = scoring.answered(judge.prefer, [(one, other), (other, one)], attempts, first)
     if any(answer is None or isinstance(answer, ValueError) for answer, _ in answers):
         return line | {"better": FAILED_ITEM, "reasons": [scoring.UNREADABLE]}
     (forth, why), (back, why_back) = (answer for answer, _ in answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from kiwi_core import media
 
+from ..asking import Unavailable
 from . import clips
 from .folder import DONE, FAILED, Folder, Verdict
 from .items import Item
@@ -22,6 +24,8 @@ UNREADABLE = "No answer of the judge could be read."
 ATTEMPTS = 3
 _AT_ONCE = 16
 """Edits that a judge is given together: what a kill may cost."""
+_REFUSED = 8
+"""Edits that are given together and all refused: then no edit is at fault."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,14 @@ def run(
         edit = folder.edit(item)
         if edit is None or edit.status != DONE:
             continue
-        done = {one.repeat for one in known.get(item.id, ()) if one.status == DONE or not retry}
+        before_this = {one.repeat: one for one in known.get(item.id, ())}
+        done = {repeat for repeat, one in before_this.items() if one.status == DONE or not retry}
         before += len(done)
-        waiting += [(item, repeat) for repeat in range(repeats) if repeat not in done]
+        for repeat in range(repeats):
+            if repeat not in done:
+                unread = repeat in before_this and before_this[repeat].error == UNREADABLE
+                # What could not be read is not asked in the same way again: the same answer would come.
+                waiting.append(_Asked(item, repeat, before_this[repeat].attempts if unread else 0))
     scored = failed = 0
     with tqdm(total=len(waiting), desc=judge.name, unit="edit", mininterval=2, dynamic_ncols=True) as bar:
         for start in range(0, len(waiting), _AT_ONCE):
@@ -99,24 +108,42 @@ def case_of(folder: Folder, item: Item, frames: int, repeat: int = 0) -> Case:
     return Case(item.kind, item.category, item.prompt, both.source, both.edit, reference, repeat)
 
 
-def _judged(folder: Folder, judge: Judge, asked: Sequence[tuple[Item, int]], attempts: int) -> list[Verdict]:
-    cases: dict[tuple[str, int], Case] = {}
-    found: dict[tuple[str, int], Verdict] = {}
-    for item, repeat in asked:
+@dataclass(frozen=True)
+class _Asked:
+    """An edit that waits for a verdict."""
+
+    item: Item
+    repeat: int
+    first: int
+    """The attempt to begin with."""
+
+
+def _judged(folder: Folder, judge: Judge, asked: Sequence[_Asked], attempts: int) -> list[Verdict]:
+    cases: dict[_Asked, Case] = {}
+    found: dict[_Asked, Verdict] = {}
+    for one in asked:
+        same = next((case for known, case in cases.items() if known.item is one.item), None)
         try:
-            cases[item.id, repeat] = case_of(folder, item, judge.frames, repeat)
+            case = case_of(folder, one.item, judge.frames) if same is None else same
+            cases[one] = dataclasses.replace(case, repeat=one.repeat)
         except (ValueError, FileNotFoundError) as error:
-            found[item.id, repeat] = Verdict(item.id, repeat, FAILED, error=_line(error))
-    answers = answered(judge.score, list(cases.values()), attempts)
-    for (item, repeat), (answer, times) in zip(cases, answers):
-        found[item, repeat] = _verdict(item, repeat, answer, times)
-    return [found[item.id, repeat] for item, repeat in asked]
+            found[one] = Verdict(one.item.id, one.repeat, FAILED, error=_line(error))
+    answers: dict[_Asked, tuple[object, int]] = {}
+    for first in sorted({one.first for one in cases}):
+        some = [one for one in cases if one.first == first]
+        answers |= zip(some, answered(judge.score, [cases[one] for one in some], attempts, first))
+    refused = [answer for answer, _ in answers.values() if isinstance(answer, ValueError)]
+    if len(refused) >= _REFUSED and len(refused) == len(answers):
+        raise Unavailable(f"{judge.name} refuses every edit, at last so: {_line(refused[-1])} Mend that, then go on.")
+    for one, (answer, times) in answers.items():
+        found[one] = _verdict(one.item.id, one.repeat, answer, times)
+    return [found[one] for one in asked]
 
 
-def answered(ask: Callable, questions: Sequence, attempts: int) -> list[tuple[object, int]]:
-    """Answers, None for what stays unreadable, and how often each was asked."""
+def answered(ask: Callable, questions: Sequence, attempts: int, first: int = 0) -> list[tuple[object, int]]:
+    """Answers, None for what stays unreadable, and how often each was asked, beginning with attempt ``first``."""
     answers, times = [None] * len(questions), [0] * len(questions)
-    for attempt in range(attempts):
+    for attempt in range(first, first + attempts):
         places = [place for place, answer in enumerate(answers) if answer is None]
         if not places:
             break

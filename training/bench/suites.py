@@ -180,9 +180,9 @@ def _items(
             if given and files[role] is None:
                 problems.append(f"{where} names {given}, which is not there")
         name = _id(told.get("id") or f"{number:04d}-{Path(told['source']).stem}")
-        if name in known:
+        if name.lower() in known:  # as some file systems have it
             problems.append(f"{where} has the id {name}, which was there before")
-        known.add(name)
+        known.add(name.lower())
         category = _plain(told.get("category", "")) or ("subject" if files["reference"] else "edit")
         if files["source"]:
             items.append(Item(
