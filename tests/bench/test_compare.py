@@ -47,3 +47,14 @@ def test_small_differences_of_metrics_can_be_read(tmp_path):
             folders[-1].note_measured(Measured(item.id, {"preservation_lpips": value}))
     found = compare.compare(*folders)
     assert "| preservation_lpips | 0.003 (" in found.text() and found.alone == (1, 0)
+
+
+@pytest.mark.parametrize(("allowed", "passed"), [(0.25, True), (0.24, False)])
+def test_a_drop_as_large_as_is_allowed_passes_however_it_is_rounded(tmp_path, allowed, passed):
+    a = run(tmp_path / "a", (4,) * 4, ("edit",) * 4)
+    b = run(tmp_path / "b", (4,) * 4, ("edit",) * 4)
+    for item in b.items[:3]:  # a point less in one criterion of three: a quarter over all
+        told = dict.fromkeys(item.criteria, 4.0) | {item.criteria[-1]: 3.0}
+        b.note_verdicts("j-1", [Verdict(item.id, 0, DONE, told, told)])
+    found = compare.compare(a, b, max_drop=allowed)
+    assert found.differences["all"].mean.value == pytest.approx(-0.25) and found.passed == passed

@@ -208,7 +208,7 @@ def _run(options: Run) -> int:
         making.check(options.model, items)
     elif not options.edits.is_dir():
         raise FileNotFoundError(f"There is no folder {options.edits}; give one with the edited clips.")
-    bench = options.bench if options.bench in suites.NAMES else Path(options.bench).resolve().name
+    bench = options.bench if options.bench in suites.NAMES else f"folder {Path(options.bench).resolve().name}"
     folder = Folder.begin(options.out, {"bench": bench, "system": _system(options), "seed": options.seed}, items)
     if options.edits is not None:
         making.adopt(folder, options.edits, options.align)

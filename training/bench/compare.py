@@ -12,6 +12,8 @@ from .folder import Folder
 from .statistics import Mean
 
 ALL, NO_JUDGE = "all", "numbers without a judge"
+_NEAR = 1e-9
+"""Differences below it are rounding."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def compare(
     dropped = ()
     if max_drop is not None:
         judged = differences if chosen is None or per_category else {ALL: differences[ALL]}
-        dropped = tuple(name for name, one in judged.items() if one.mean.value < -max_drop)
+        dropped = tuple(name for name, one in judged.items() if one.mean.value < -max_drop - _NEAR)
     return Comparison(*names, told, differences, alone, max_drop, dropped)
 
 
@@ -166,7 +168,7 @@ def _numbers(a: Folder, b: Folder, both: Sequence[str]) -> tuple[dict[str, Diffe
 
 def _difference(groups: dict[str, list[float]]) -> Difference:
     values = np.concatenate([np.asarray(one, float) for one in groups.values()])
-    near = np.abs(values) < 1e-9
+    near = np.abs(values) < _NEAR
     return Difference(
         statistics.mean(groups), statistics.sign_flip(np.where(near, 0, values)),
         int((values[~near] > 0).sum()), int(near.sum()), int((values[~near] < 0).sum()),

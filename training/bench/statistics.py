@@ -58,7 +58,7 @@ def sign_flip(differences: Sequence[float]) -> float:
     values = values[values != 0]  # flipping nothing changes nothing
     if not len(values):
         return 1.0
-    seen = abs(values.sum()) * (1 - 1e-12)
+    seen = abs(values.sum()) - 1e-9 * np.abs(values).sum()  # sums that are alike differ by their rounding
     if len(values) <= _EXACT:
         signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
         return float((np.abs(signs @ values) >= seen).mean())
@@ -74,7 +74,7 @@ class Steadiness:
     deviation: float
     """Mean standard deviation of an item's repeats."""
     error: float
-    """Standard error that this causes in the mean over all items."""
+    """Standard error that this causes in the mean of these items."""
     items: int
     """With two repeats or more."""
 

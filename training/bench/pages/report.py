@@ -98,7 +98,8 @@ def _html(bench: str, runs: Sequence[Run], out: Path, title: str, shown: int) ->
     ]
     if judged:
         keys = [f"{run.name}, by {one.judge}" for run, one in judged]
-        body.append(section("By category", "Failures count as 1.", _categories(judged, keys)))
+        note = "Failures count as 1. Intervals of fewer than ten items are too narrow."
+        body.append(section("By category", note, _categories(judged, keys)))
         body.append(section("Scores", "How often each was given, without failures.", _histograms(judged, keys)))
     if any(run.numbers.numbers for run in runs):
         body.append(section("Without a judge", "Means with their 95% intervals.", _numbers(runs)))
