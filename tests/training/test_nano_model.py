@@ -256,27 +256,42 @@ def test_the_ablations_are_trained_measured_and_reported_once(trained, monkeypat
     plan, _ = trained
     monkeypatch.setattr(ablations, "COUNTS", {"seen": 1})
     monkeypatch.setattr(bench, "STEPS", 1)
-    chosen = ("everything", "without the reference latents", "all in one stage")
+    chosen = (
+        "everything", "without the reference latents", "all in one stage", "stages 1 and 2",
+        "without learnable queries", "the source added as it is",
+    )  # fmt: skip
     plan = ablated(plan, variants=chosen)
     table = ablations.run(plan).splitlines()
-    assert [sum(line.startswith(f"| {name} |") for line in table) for name in chosen] == [2, 2, 2]  # success and loss
-    measured = {name: files.read_json(plan.output / "ablations" / f"{name}-0" / "measured.json") for name in (
-        "everything", "without-the-reference-latents",
-    )}  # fmt: skip
+    assert [sum(line.startswith(f"| {name} |") for line in table) for name in chosen] == [2] * 6  # success and loss
+    measured = {
+        name: files.read_json(plan.output / "ablations" / f"{name.replace(' ', '-')}-0" / "measured.json")
+        for name in chosen
+    }
     assert measured["everything"]["loss"].keys() == set(bench.CATEGORIES)
     assert all(0 < loss < 10 for loss in measured["everything"]["loss"].values())
-    assert measured["everything"] != measured["without-the-reference-latents"]
+    assert measured["everything"] != measured["without the reference latents"]
+    # How instructions are followed is compared before references are taught.
+    without = [measured[name] for name in ("without learnable queries", "the source added as it is")]
+    for one in (measured["stages 1 and 2"], *without):
+        assert one["loss"].keys() == set(edits.CATEGORIES)
+    assert measured["stages 1 and 2"] not in without
+    assert not torch.equal(*(
+        load(released.read(plan.output / base).connector["connector.0.weight"]) for base in ("base", "base-words")
+    ))  # fmt: skip
     folder = plan.output / "ablations"
     made = {path.relative_to(folder).as_posix() for path in folder.glob("*/stage*")}
     # What comes before a variant differs is trained once, for all.
     assert {name for name in made if "reference-latents" in name} == {"without-the-reference-latents-0/stage3"}
-    assert len([name for name in made if name.endswith("stage1")]) == 1
+    assert {name for name in made if name.endswith("stage1")} == {
+        "everything-0/stage1", "without-learnable-queries-0/stage1",
+    }  # fmt: skip
+    assert not any(name.startswith("stages-1-and-2") for name in made)
     steps = [files.read_json(folder / name / "config.json")["steps"] for name in made if name.startswith("all-in-one")]
     assert steps == [(2 * 1 + 1 * 2 + 1 * 3) // 3]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert ablations.run(plan).splitlines() == table
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
-    with pytest.raises(ValueError, match="There is no variant 'everythin'; there are 'everything', "):
+    with pytest.raises(ValueError, match="There is no variant 'everythin'; there are 'stages 1 and 2', "):
         ablations.run(dataclasses.replace(plan, variants=("everythin",)))
 
 

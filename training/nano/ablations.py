@@ -2,7 +2,8 @@
 
 Every variant is trained from the same base with the same number of samples, by three seeds, and measured on the same
 items with the same noise: by success, and by the loss, which shows a difference long before so short a training
-succeeds. ``python -m training.nano ablate`` goes on where it was stopped.
+succeeds. What is to show in how instructions are followed is measured after stage 2, which teaches that. ``python -m
+training.nano ablate`` goes on where it was stopped.
 
 With ``--start FOLDER`` stages 1 and 2 are those of a released model, whose reference parts are made new, and what
 differs in stage 3 alone is compared: it tells more in less time, though that model's DiT has seen references before.
@@ -118,10 +119,25 @@ class Variant:
     stages: tuple[str, ...] = build.STAGES
     changes: dict[str, dict] = dataclasses.field(default_factory=dict)
     """By stage, fields of the config."""
+    base: str = build.BASE
+    """Folder of the model that it starts from."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """What it was taught: references only in stage 3."""
+        return bench.CATEGORIES if build.STAGES[-1] in self.stages else edits.CATEGORIES
+
+    @property
+    def against(self) -> str:
+        """Name of the whole training that it is compared with."""
+        return _WHOLE if build.STAGES[-1] in self.stages else _INSTRUCTING
 
 
 _LESS = "{} are followed less"
-_WHOLE, _WITHOUT_PICTURES = "everything", "without pictures after stage 1"
+_WHOLE, _INSTRUCTING = "everything", "stages 1 and 2"
+_WITHOUT_PICTURES = "without pictures after stage 1"
+_WORDS = "base-words"
+"""The base whose connector is whitened for the states of an instruction's words."""
 _INSTRUCTED = _LESS.format("instructions"), edits.CATEGORIES
 _REFERENCED = _LESS.format("references"), edits.REFERENCE_CATEGORIES
 _BOTH = _LESS.format("instructions and references"), bench.CATEGORIES
@@ -131,19 +147,15 @@ def variants(plan: Plan) -> tuple[Variant, ...]:
     """All that are compared; each is shown as many samples."""
     # Batches of a kind that the three stages take: one, two and three an update.
     taken = sum(count * number for number, count in enumerate(plan.updates, start=1))
+    first, differing = build.STAGES[:2], {"kinds": ("video",), "accumulation": 2}
     every = (
+        Variant(_INSTRUCTING, "-", (), "stage3", stages=first),
+        Variant("without learnable queries", *_INSTRUCTED, "stage1", WithoutQueries, first, base=_WORDS),
+        Variant("the source added as it is", *_INSTRUCTED, "stage2", PlainSource, first),
+        Variant(_WITHOUT_PICTURES, *_INSTRUCTED, "stage2", stages=first, changes={"stage2": differing}),
         Variant(_WHOLE, "-", (), "stage1"),
         Variant("without the reference connector", *_REFERENCED, "stage3", WithoutReferenceConnector),
         Variant("without the reference latents", *_REFERENCED, "stage3", WithoutReferenceLatents),
-        Variant("without learnable queries", *_INSTRUCTED, "stage1", WithoutQueries),
-        Variant(
-            _WITHOUT_PICTURES, *_INSTRUCTED, "stage2",
-            changes={
-                "stage2": {"kinds": ("video",), "accumulation": 2},
-                "stage3": {"kinds": ("video", "ref"), "accumulation": 3},
-            },
-        ),
-        Variant("the source added as it is", *_INSTRUCTED, "stage2", PlainSource),
         Variant(
             "all in one stage", *_BOTH, "stage3", stages=("stage3",),
             changes={"stage3": {"start": "", "steps": taken // 3}},
@@ -152,20 +164,22 @@ def variants(plan: Plan) -> tuple[Variant, ...]:
             "references alone in stage 3", *_INSTRUCTED, "stage3",
             changes={"stage3": {"kinds": ("ref",), "accumulation": 3}},
         ),
+        Variant(
+            "without pictures in stage 3", *_INSTRUCTED, "stage3",
+            changes={"stage3": {"kinds": ("video", "ref"), "accumulation": 3}},
+        ),
     )  # fmt: skip
     if not plan.start:
         return every
-    chosen = [one for one in every if one.name == _WHOLE or (one.differs == "stage3" and one.stages == build.STAGES)]
-    pictures = next(one for one in every if one.name == _WITHOUT_PICTURES)
-    chosen.append(dataclasses.replace(pictures, name="without pictures in stage 3", differs="stage3"))
+    chosen = [one for one in every if one.stages == build.STAGES]
     return tuple(dataclasses.replace(one, stages=plan.stages) for one in chosen)
 
 
 def run(plan: Plan) -> str:
     """Train and measure; returns the table of all that was measured so far.
 
-    Other processes may do other seeds and variants of the plan at the same time, but for those that share a stage
-    which is still to be trained.
+    What training needs is made as ``train`` makes it, unless it is there. Other processes may then do other seeds and
+    variants of the plan at the same time, but for those that share a stage which is still to be trained.
     """
     known = {variant.name: variant for variant in variants(plan)}
     for name in plan.variants:
@@ -177,12 +191,24 @@ def run(plan: Plan) -> str:
         build.do(plan, "rows")
         for kind in KINDS:
             build.cache(plan, kind, build.BASE)
+    else:
+        for name in build.PREPARED:
+            build.do(plan, name)
+        _base_for_words(plan)
     for seed in plan.seeds:
         for name in plan.variants or known:
             path = _folder(plan, name, seed) / MEASURED
             if not path.is_file():
                 files.save_json(_trained(plan, known[name], seed), path)
     return report(plan)
+
+
+def _base_for_words(plan: Plan) -> None:
+    """The base of :class:`WithoutQueries`: its connector finds words' states as loud as others find the queries'."""
+    if not (plan.output / _WORDS).is_dir():
+        parts = released.read(plan.output / build.BASE)
+        heads = connector.whitened(parts, plan.seed, _words_alone)
+        released.write(dataclasses.replace(parts, connector=heads), plan.output / _WORDS)
 
 
 def _without_references(parts: Parts, seed: int) -> Parts:
@@ -206,6 +232,7 @@ def config(plan: Plan, variant: Variant, seed: int, stage: str) -> Config:
         "validate_every": 0, "exports": ("training",), "validation_rows": 0,
         "output": str(_output(plan, variant, seed, stage)),
         "start": str(_output(plan, variant, seed, before)) if before else "",
+        "model": str(plan.output / variant.base),
     }  # fmt: skip
     return build.stage_config(plan, stage, **changes | variant.changes.get(stage, {}))
 
@@ -239,7 +266,7 @@ def evaluate(plan: Plan, variant: Variant, seed: int) -> dict[str, dict[str, flo
     model = models.from_parts(parts, last, start, variant.model_class).to(plan.torch_device).eval()
     encoder = Encoder(model, plan.torch_device)
     found = {SUCCESS: {}, LOSS: {}}
-    for category in bench.CATEGORIES:
+    for category in variant.measured:
         chosen = bench.items(COUNTS, [category])
         good, losses = 0, []
         for first in range(0, len(chosen), plan.batch_size):
@@ -305,14 +332,15 @@ def _table(plan: Plan, found: dict[str, dict[int, dict]], measured: str) -> list
     }
     for variant in variants(plan):
         if mine := numbers[variant.name]:
-            cells = [_spread([one[category] for one in mine.values()]) for category in bench.CATEGORIES]
-            verdict = _verdict(numbers[_WHOLE], mine, variant.categories, 1 if measured == SUCCESS else -1)
+            by_category = ([one[category] for one in mine.values() if category in one] for category in bench.CATEGORIES)
+            cells = [_spread(values) for values in by_category]
+            verdict = _verdict(numbers[variant.against], mine, variant.categories, 1 if measured == SUCCESS else -1)
             lines.append("| " + " | ".join([variant.name, *cells, variant.claim, verdict]) + " |")
     return lines
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.0f} ({min(values):.0f} to {max(values):.0f})"
+    return "" if not values else f"{np.mean(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
 
 def _verdict(whole: dict[int, dict], mine: dict[int, dict], categories: Sequence[str], better: int) -> str:

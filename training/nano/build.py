@@ -127,7 +127,9 @@ def video_model(plan: Plan) -> None:
     """Train the DiT to make clips from descriptions."""
     folder, device = plan.output / "backbone", plan.torch_device
     torch.manual_seed(plan.seed)
-    objective = backbone.Objective(backbone.new(), load_vae(plan).to(device), tokens.build())
+    # The VAE is most of the time on a CPU, and in 16 bits half of it.
+    half = load_vae(plan).to(device, torch.bfloat16)
+    objective = backbone.Objective(backbone.new(), half, tokens.build())
     pretraining.train(
         folder, objective, feed.ClipFeed(plan.described, plan.described, 0, plan.seed + 2),
         lambda clips: objective(clips, device),
@@ -248,6 +250,8 @@ STEPS: dict[str, Callable[[Plan], None]] = {
     "pack": pack,
 }
 """In an order that can be followed."""
+PREPARED = tuple(name for name in STEPS if name not in (*STAGES, "pack"))
+"""What the curriculum starts from."""
 _NEEDS = {
     "backbone": ("vae",),
     "encoders": ("vae", "language"),

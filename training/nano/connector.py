@@ -6,11 +6,13 @@ several times faster from whitened ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from kiwi_core.checkpoints.parts import Parts
-from kiwi_core.mllm_encoder import MLLMEncoder
+from kiwi_core.mllm import MLLMInputs
 from kiwi_core.pipeline import KiwiEditPipeline
 
 from . import feed, world
@@ -22,10 +24,15 @@ _LOUDNESS = 0.5
 
 
 @torch.no_grad()
-def whitened(parts: Parts, seed: int) -> dict[str, torch.Tensor]:
+def whitened(
+    parts: Parts, seed: int, change: Callable[[MLLMInputs], MLLMInputs] = lambda inputs: inputs
+) -> dict[str, torch.Tensor]:
     """Queries as they are in a model, and connectors that whiten the states which its language model has of edits.
 
     The damped states come out in random directions of the DiT's width, with a root mean square of up to 0.5.
+
+    Args:
+        change: of what the language model is given, and of where its states are read.
     """
     encoder = KiwiEditPipeline.from_parts(parts, torch.float32).mllm_encoder
     heads = encoder.connector.connector, encoder.connector.ref_connector
@@ -33,16 +40,13 @@ def whitened(parts: Parts, seed: int) -> dict[str, torch.Tensor]:
     for head, states in zip(heads, seen):
         head.register_forward_pre_hook(lambda _, given, states=states: states.append(given[0].flatten(0, -2)))
     for number in range(_EDITS):
-        _show(encoder, feed.training_seed("connector", seed, number), frames=world.FRAMES if number % 3 else 1)
+        drawn = feed.training_seed("connector", seed, number)
+        edit = feed.random_edit(drawn, frames=world.FRAMES if number % 3 else 1)
+        encoder(change(encoder.prepare(edit.prompt, world.render(edit.before), edit.reference_picture())))
     generator = torch.Generator().manual_seed(seed)
     for head, states in zip(heads, seen):
         _whiten(head, torch.cat(states), generator)
     return dict(encoder.connector.state_dict())
-
-
-def _show(encoder: MLLMEncoder, seed: int, frames: int) -> None:
-    edit = feed.random_edit(seed, frames)
-    encoder(encoder.prepare(edit.prompt, world.render(edit.before), edit.reference_picture()))
 
 
 def _whiten(head: nn.Sequential, states: torch.Tensor, generator: torch.Generator) -> None:
