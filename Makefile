@@ -89,7 +89,7 @@ train-nano: install ## train the small model from nothing, into output/nano; sto
 	$(BIN)/python -m training.nano train --output output/nano
 
 bench-nano: install ## measure the small model that train-nano has made
-	$(BIN)/python -m training.nano bench --model output/nano/kiwi-edit-nano --output output/nano-bench
+	$(BIN)/python -m training.nano bench --model output/nano/kiwi-edit-nano --output output/nano/bench
 
 ablate-nano: install ## the paper's ablations in small, on the parts that train-nano has made
 	$(BIN)/python -m training.nano ablate --output output/nano

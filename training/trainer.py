@@ -13,11 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None
-
 import torch
 from tqdm import tqdm
 
@@ -31,6 +26,7 @@ from . import (
     checkpoint,
     export,
     flow_match,
+    lock,
     metrics,
     model,
     optimizers,
@@ -142,14 +138,8 @@ class _Run:
     # Setting up
 
     def _take_lock(self):
-        if not self.parallel.is_main or fcntl is None:
-            return None
-        file = (self.folder / ".lock").open("w")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which workers would hold on to
-        except OSError:
-            raise ValueError(f"Another run writes to {self.folder}; wait for it, or use another --output.") from None
-        return file
+        busy = f"Another run writes to {self.folder}; wait for it, or use another --output."
+        return lock.take(self.folder / ".lock", busy) if self.parallel.is_main else None
 
     def _check_config(self) -> None:
         """The run that is in the folder must be this one."""

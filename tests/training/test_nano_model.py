@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -225,7 +227,7 @@ def test_on_a_gpu_each_step_begins_when_what_it_needs_is_done(tmp_path, monkeypa
     monkeypatch.setattr(build.subprocess, "Popen", Process)
     monkeypatch.setattr(build.time, "sleep", lambda seconds: None)
     if failing:
-        with pytest.raises(RuntimeError, match="The step language failed"):
+        with pytest.raises(build.Failed, match="The step language failed"):
             build.train(plan)
         assert not {"encoders", "base", "stage1"} & {name for name, _ in begun}
     else:
@@ -235,6 +237,33 @@ def test_on_a_gpu_each_step_begins_when_what_it_needs_is_done(tmp_path, monkeypa
         assert at["language"] == at["rows"] == set()
         assert at["stage2"] >= {"stage1", "cache-video"}
         assert at["base"] >= {"vae", "language", "backbone"}
+
+
+def test_another_plan_is_not_taken_for_the_one_that_was_begun(trained):
+    plan, folder = trained
+    assert build.train(dataclasses.replace(plan, workers=1)) == folder
+    with pytest.raises(ValueError, match=r"begun with another language_steps \(2500 there, 9 here\)"):
+        build.train(dataclasses.replace(plan, language_steps=9))
+
+
+def test_a_step_is_one_processs_at_a_time(tmp_path):
+    plan = build.Plan(output=tmp_path, **TINY)
+    code = (
+        "import sys; from pathlib import Path; from training import lock; "
+        "held = lock.take(Path(sys.argv[1]), ''); print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / ".language.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="Another process does the step language in"):
+            build.do(plan, "language")
+    finally:
+        other.kill()
+        other.wait()
+    build.do(plan, "language")
+    assert (tmp_path / "language" / "qwen.safetensors").is_file()
 
 
 def test_a_plan_survives_its_command_line():
@@ -293,6 +322,9 @@ def test_the_ablations_are_trained_measured_and_reported_once(trained, monkeypat
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
     with pytest.raises(ValueError, match="There is no variant 'everythin'; there are 'stages 1 and 2', "):
         ablations.run(dataclasses.replace(plan, variants=("everythin",)))
+    # Results of other settings are not put into one table with these.
+    with pytest.raises(ValueError, match="begun with another updates"):
+        ablations.run(dataclasses.replace(plan, updates=(2, 2, 1)))
 
 
 def test_stage_3_alone_is_ablated_from_a_released_model(trained, tmp_path, monkeypatch):
@@ -304,13 +336,45 @@ def test_stage_3_alone_is_ablated_from_a_released_model(trained, tmp_path, monke
     table = ablations.run(started).splitlines()
     assert [sum(line.startswith(f"| {name} |") for line in table) for name in chosen] == [2, 2]
     assert {path.name for path in (tmp_path / "ablations").glob("*/stage*")} == {"stage3"}
-    given, begun = released.read(model), released.read(tmp_path / build.BASE)
+    given, begun = released.read(model), released.read(tmp_path / "base-new-references")
     assert torch.equal(load(begun.transformer["proj_out.weight"]), load(given.transformer["proj_out.weight"]))
     assert torch.equal(load(begun.connector["connector.0.weight"]), load(given.connector["connector.0.weight"]))
     assert not torch.equal(load(begun.connector["ref_queries"]), load(given.connector["ref_queries"]).float())
     assert not any(load(tensor).any() for tensor in begun.ref_embedder.values())
     with pytest.raises(ValueError, match="There is no variant 'without learnable queries'"):
         ablations.run(dataclasses.replace(started, variants=("without learnable queries",)))
+    with pytest.raises(ValueError, match="begun with another start"):
+        ablations.run(dataclasses.replace(started, start=str(tmp_path / "base-new-references")))
+
+
+def test_without_pictures_there_are_none_with_a_reference_either(trained):
+    plan, _ = trained
+    plan = ablated(plan, start="a folder")
+    known = {variant.name: variant for variant in ablations.variants(plan)}
+
+    def kinds(name):
+        data = ablations.config(plan, known[name], 0, "stage3").data
+        return {path.parent.name.rsplit("-", 2)[0] for table in data for path in Path("/").glob(table.lstrip("/"))}
+
+    assert kinds("everything") == {"image", "video", "ref", "ref-image"}
+    assert kinds("without pictures in stage 3") == {"video", "ref"}
+    assert kinds("references alone in stage 3") == {"ref", "ref-image"}
+
+
+@pytest.mark.parametrize(
+    ("mine", "said"),
+    [((0.2, 0.3), "agrees"), ((0.6, 0.7), "disagrees"), ((0.5, 0.4), "undecided"), ((0.5, 0.5), "undecided")],
+)
+def test_the_table_says_whether_all_seeds_go_the_papers_way(tmp_path, mine, said):
+    plan = ablations.Plan(output=tmp_path, start="a folder")
+    for name, values in {"everything": (0.5, 0.5), "without the reference connector": mine}.items():
+        for seed, value in enumerate(values):
+            numbers = dict.fromkeys(bench.CATEGORIES, value)
+            path = ablations._folder(plan, name, seed) / ablations.MEASURED
+            files.save_json({ablations.SUCCESS: numbers, ablations.LOSS: dict.fromkeys(numbers, 0.1)}, path)
+    success, loss = [line for line in ablations.report(plan).splitlines() if "reference connector" in line]
+    assert f"| {said}: " in success
+    assert "| undecided: +0.0 (seeds +0.0, +0.0) |" in loss
 
 
 def test_the_curriculum_starts_with_connectors_that_tell_colours_apart(trained):

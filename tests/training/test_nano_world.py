@@ -71,6 +71,18 @@ def test_training_never_sees_what_is_held_out(kind):
         assert not any(re.fullmatch(wording, edit.prompt) for wording in held_out)
 
 
+def test_held_out_wordings_are_made_of_words_that_training_knows():
+    tokenizer = tokens.build()
+
+    def spoken(wordings):
+        said = {"thing": "red circle", "colour": "red", "shape": "circle", "place": "top left", "style": "sepia"}
+        said |= {"ground": "red striped", "new": "red circle"}
+        sentences = [words.say(wording, **said) for group in wordings.values() for wording in group]
+        return {token for sentence in sentences for token in tokenizer.encode(sentence).tokens}
+
+    assert spoken(words.HELD_OUT_WORDINGS) <= spoken(words.WORDINGS)
+
+
 def test_nothing_that_is_trained_on_has_a_seed_of_the_benchmark(monkeypatch):
     draw, drawn_with = edits.draw, []
 
@@ -86,6 +98,10 @@ def test_nothing_that_is_trained_on_has_a_seed_of_the_benchmark(monkeypatch):
     language.QuestionFeed(tokens.build(), 8, seed=0)[0]
     assert len(drawn_with) > 70
     assert all(seed < edits.BENCH_SEEDS and split == "seen" for seed, split in drawn_with)
+    drawn_with.clear()
+    # The VAE alone is shown what is held out: it is to carry whatever there is, and is told nothing of it.
+    feed.ClipFeed(8, 8, 0.5, seed=0, splits=edits.SPLITS)[1]
+    assert all(seed < edits.BENCH_SEEDS for seed, _ in drawn_with)
     drawn_with.clear()
     bench.items({"seen": 2, "shape": 2})
     assert all(seed >= edits.BENCH_SEEDS for seed, _ in drawn_with)
@@ -188,6 +204,19 @@ def test_rows_that_are_there_are_not_written_again(tmp_path):
     rows.write(tmp_path, (2, 1, 0, 0), workers=1)
     assert table.stat().st_mtime_ns == before
     assert len(list(tmp_path.glob("*/rows.jsonl"))) == 2
+    rows.write(tmp_path, (3, 1, 0, 0), workers=1)
+    assert [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("*/rows.jsonl"))] == [3, 1]
+
+
+def test_rows_are_the_same_files_when_they_are_written_again(tmp_path):
+    edit = drawn("local_add", count=1)[0]
+    made = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        rows.write_row(tmp_path / name, "row", edit)
+        made.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert made[0].keys() == {"row.mkv", "row_edit.mkv"}
+    assert made[0] == made[1]
 
 
 def test_the_benchmark_goes_on_after_a_kill_and_reports(tmp_path):
@@ -209,6 +238,15 @@ def test_the_benchmark_goes_on_after_a_kill_and_reports(tmp_path):
     text = bench.report(tmp_path)
     assert "| right | local_add | 100% (34 to 100) | 100% (34 to 100) |" in text
     assert "| copy | local_add | 0% (0 to 66) |" in text
+
+
+def test_results_of_another_model_are_not_taken_for_this_ones(tmp_path):
+    bench.keep_settings(tmp_path, model="a", steps=20)
+    bench.keep_settings(tmp_path, model="a", steps=20)
+    with pytest.raises(ValueError, match=r"begun with another model \('a' there, 'b' here\)"):
+        bench.keep_settings(tmp_path, model="b", steps=20)
+    with pytest.raises(ValueError, match=r"another steps \(20 there, 4 here\)"):
+        bench.keep_settings(tmp_path, model="a", steps=4)
 
 
 def test_the_interval_of_a_rate_is_wilsons():

@@ -13,7 +13,8 @@ import tyro
 from kiwi_core.checkpoints import released
 from kiwi_core.pipeline import KiwiEditPipeline
 
-from . import ablations, bench, build
+from ..trainer import Stopped
+from . import ablations, bench, build, settings
 
 SYSTEMS = ("ceiling", "copy", "random weights", "model", "wrong reference")
 
@@ -56,6 +57,7 @@ def measure(options: Bench) -> str:
     for name in options.systems:
         if name not in SYSTEMS:
             sys.exit(f"There is no system {name!r}; use {', '.join(SYSTEMS)}.")
+    bench.keep_settings(options.output, settings.digest(options.model), options.steps)
     chosen = bench.items({split: max(1, round(count * options.share)) for split, count in bench.COUNTS.items()})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts = released.read(options.model)
@@ -76,7 +78,7 @@ def measure(options: Bench) -> str:
             system = bench.model(pipe, options.steps)
         else:
             some = [item for item in chosen if item.edit.reference is not None]
-            system = bench.model(pipe, options.steps, bench.wrong_references(chosen))
+            system = bench.model(pipe, options.steps, bench.wrong_references(bench.items()))
         bench.run(options.output, name, system, some)
     return bench.report(options.output)
 
@@ -84,5 +86,8 @@ def measure(options: Bench) -> str:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, FileNotFoundError, build.Failed) as error:
         sys.exit(str(error))

@@ -30,7 +30,7 @@ from .. import model as models
 from ..config import KINDS, Config
 from ..data.loader import Sample
 from ..encode import Encoder
-from . import bench, build, connector, edits, measure, world
+from . import bench, build, connector, edits, measure, settings, world
 
 MEASURED = "measured.json"
 SUCCESS, LOSS = "success", "loss"
@@ -49,6 +49,7 @@ class Plan(build.Plan):
     """Of each stage."""
     start: str = ""
     """Released folder whose stages 1 and 2 are taken."""
+    free = (*build.Plan.free, "batch_size", "stage_steps")  # the former is in the settings of the ablations
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -71,7 +72,7 @@ class WithoutReferenceLatents(models.KiwiModel):
 
 
 class WithoutQueries(models.KiwiModel):
-    """The connector reads the states of the instruction's last words in place of the queries."""
+    """The connector reads the states of the instruction's words in place of the queries."""
 
     def forward(self, batch, *args, **kwargs):
         return super().forward(_with_inputs(batch, _words_alone), *args, **kwargs)
@@ -97,11 +98,14 @@ def _no_reference(inputs: MLLMInputs) -> MLLMInputs:
     return dataclasses.replace(inputs, reference_slice=None)
 
 
+_READ = 16
+"""The longest instruction has 14 tokens; of a shorter one, what is before it is read too: the end of its clip."""
+
+
 def _words_alone(inputs: MLLMInputs) -> MLLMInputs:
-    count = int(inputs.query_mask.sum())
     first = int(inputs.query_mask[0].nonzero()[0])
     # The queries stay behind those words, which do not see them, and are not read.
-    return dataclasses.replace(inputs, query_slice=slice(first - count, first))
+    return dataclasses.replace(inputs, query_slice=slice(first - _READ, first))
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ class Variant:
     stages: tuple[str, ...] = build.STAGES
     changes: dict[str, dict] = dataclasses.field(default_factory=dict)
     """By stage, fields of the config."""
+    without: tuple[str, ...] = ()
+    """Kinds of rows that it is not shown."""
     base: str = build.BASE
     """Folder of the model that it starts from."""
 
@@ -136,8 +142,9 @@ class Variant:
 _LESS = "{} are followed less"
 _WHOLE, _INSTRUCTING = "everything", "stages 1 and 2"
 _WITHOUT_PICTURES = "without pictures after stage 1"
-_WORDS = "base-words"
-"""The base whose connector is whitened for the states of an instruction's words."""
+_WORDS, _NEW_REFERENCES = "base-words", "base-new-references"
+"""The base whose connector is whitened for the states of an instruction's words, and the one of ``--start``."""
+_PLAN = "plan.json"
 _INSTRUCTED = _LESS.format("instructions"), edits.CATEGORIES
 _REFERENCED = _LESS.format("references"), edits.REFERENCE_CATEGORIES
 _BOTH = _LESS.format("instructions and references"), bench.CATEGORIES
@@ -165,14 +172,14 @@ def variants(plan: Plan) -> tuple[Variant, ...]:
             changes={"stage3": {"kinds": ("ref",), "accumulation": 3}},
         ),
         Variant(
-            "without pictures in stage 3", *_INSTRUCTED, "stage3",
+            "without pictures in stage 3", *_INSTRUCTED, "stage3", without=("image", "ref-image"),
             changes={"stage3": {"kinds": ("video", "ref"), "accumulation": 3}},
         ),
     )  # fmt: skip
     if not plan.start:
         return every
     chosen = [one for one in every if one.stages == build.STAGES]
-    return tuple(dataclasses.replace(one, stages=plan.stages) for one in chosen)
+    return tuple(dataclasses.replace(one, stages=plan.stages, base=_NEW_REFERENCES) for one in chosen)
 
 
 def run(plan: Plan) -> str:
@@ -185,16 +192,19 @@ def run(plan: Plan) -> str:
     for name in plan.variants:
         if name not in known:
             raise ValueError(f"There is no variant {name!r}; there are {', '.join(map(repr, known))}.")
+    settings.keep(plan.output / "ablations" / _PLAN, {
+        "start": settings.digest(plan.start) if plan.start else "", "batch_size": plan.batch_size,
+        "updates": plan.updates, "items": COUNTS, "steps": bench.STEPS,
+    })  # fmt: skip
     if plan.start:
-        if not (plan.output / build.BASE).is_dir():
-            released.write(_without_references(released.read(plan.start), plan.seed), plan.output / build.BASE)
+        _base(plan, _NEW_REFERENCES, lambda: _without_references(released.read(plan.start), plan.seed))
         build.do(plan, "rows")
         for kind in KINDS:
-            build.cache(plan, kind, build.BASE)
+            build.cache(plan, kind, _NEW_REFERENCES)
     else:
         for name in build.PREPARED:
             build.do(plan, name)
-        _base_for_words(plan)
+        _base(plan, _WORDS, lambda: _for_words(released.read(plan.output / build.BASE), plan.seed))
     for seed in plan.seeds:
         for name in plan.variants or known:
             path = _folder(plan, name, seed) / MEASURED
@@ -203,12 +213,14 @@ def run(plan: Plan) -> str:
     return report(plan)
 
 
-def _base_for_words(plan: Plan) -> None:
+def _base(plan: Plan, name: str, make: Callable[[], Parts]) -> None:
+    if not released.is_released(plan.output / name):
+        released.write(make(), plan.output / name)
+
+
+def _for_words(parts: Parts, seed: int) -> Parts:
     """The base of :class:`WithoutQueries`: its connector finds words' states as loud as others find the queries'."""
-    if not (plan.output / _WORDS).is_dir():
-        parts = released.read(plan.output / build.BASE)
-        heads = connector.whitened(parts, plan.seed, _words_alone)
-        released.write(dataclasses.replace(parts, connector=heads), plan.output / _WORDS)
+    return dataclasses.replace(parts, connector=connector.whitened(parts, seed, _words_alone))
 
 
 def _without_references(parts: Parts, seed: int) -> Parts:
@@ -234,7 +246,8 @@ def config(plan: Plan, variant: Variant, seed: int, stage: str) -> Config:
         "start": str(_output(plan, variant, seed, before)) if before else "",
         "model": str(plan.output / variant.base),
     }  # fmt: skip
-    return build.stage_config(plan, stage, **changes | variant.changes.get(stage, {}))
+    without = variant.without if _is_own(variant, stage) else ()
+    return build.stage_config(plan, stage, without, **changes | variant.changes.get(stage, {}))
 
 
 def _is_own(variant: Variant, stage: str) -> bool:
@@ -352,4 +365,4 @@ def _verdict(whole: dict[int, dict], mine: dict[int, dict], categories: Sequence
     text = f"{np.mean(changes):+.1f} (seeds {', '.join(f'{change:+.1f}' for change in changes)})"
     if all(better * change < 0 for change in changes):
         return f"agrees: {text}"
-    return f"disagrees: {text}" if all(better * change >= 0 for change in changes) else f"undecided: {text}"
+    return f"disagrees: {text}" if all(better * change > 0 for change in changes) else f"undecided: {text}"

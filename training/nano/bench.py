@@ -6,6 +6,7 @@ Every system is measured on the same items. Results are kept item by item, so th
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -23,14 +24,14 @@ from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.pipeline import KiwiEditPipeline
 
 from ..metrics import read_lines, write_lines
-from . import edits, measure, world
+from . import edits, measure, settings, world
 from .edits import Edit
 
 COUNTS = {"seen": 40, "composition": 40, "wording": 20, "shape": 20, "colour": 20}
 """Items of a category by split."""
 STEPS = 20
 CATEGORIES = (*edits.CATEGORIES, *edits.REFERENCE_CATEGORIES)
-RESULTS, REPORT = "results.jsonl", "report.md"
+RESULTS, REPORT, SETTINGS = "results.jsonl", "report.md", "settings.json"
 
 System = Callable[["Item"], np.ndarray]
 
@@ -106,7 +107,10 @@ def shuffled(parts: Parts, seed: int = 0) -> Parts:
 
 
 def wrong_references(chosen: Sequence[Item]) -> dict[str, np.ndarray]:
-    """For each item with a reference, the picture of the next one of its category that shows something else."""
+    """For each item with a reference, the picture of the next one of its category that shows something else.
+
+    Of all items the same for each, however many of them are measured.
+    """
     found = {}
     for category in edits.REFERENCE_CATEGORIES:
         alike = [item for item in chosen if item.edit.category == category]
@@ -141,6 +145,17 @@ def run(folder: Path, name: str, system: System, chosen: Iterable[Item]) -> list
                 file.flush()
             results.append(known[item.name])
     return results
+
+
+def keep_settings(folder: Path, model: str, steps: int) -> None:
+    """Bind a folder of results to a model (its digest), to steps, and to the items, which differ when the world does.
+
+    Raises:
+        ValueError: it holds results of others.
+    """
+    drawn = "".join(f"{item.name}: {item.edit}\n" for item in items())
+    found = {"model": model, "steps": steps, "items": hashlib.sha256(drawn.encode()).hexdigest()[:16]}
+    settings.keep(folder / SETTINGS, found)
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
@@ -187,15 +202,17 @@ def report(folder: Path) -> str:
         parts.append("")
     parts += [
         "# Seen and composition together", "",
-        "| system | category | success | all else preserved | preservation, dB | stability, dB | reference, dB |",
-        "|---|---|---|---|---|---|---|",
+        "In dB: how near the edit is to its target where it was asked for, how near all else to the source, "
+        "the changes from frame to frame to the target's, and what a reference shows to the target.", "",
+        "| system | category | success | all else preserved | edit | preservation | stability | reference |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for system, results in by_system.items():
         for category in CATEGORIES:
             chosen = _of(results, category, "seen") + _of(results, category, "composition")
             if chosen:
                 cells = [rate(chosen), rate(chosen, "preserved"), *(
-                    mean(chosen, f"{name}_psnr") for name in ("preservation", "stability", "reference")
+                    mean(chosen, f"{name}_psnr") for name in ("region", "preservation", "stability", "reference")
                 )]  # fmt: skip
                 parts.append(f"| {system} | {category} | " + " | ".join(cells) + " |")
     text = "\n".join(parts) + "\n"

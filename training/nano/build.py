@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -27,14 +27,14 @@ from kiwi_core.checkpoints import files, qwen_keys, released, vae_keys
 from kiwi_core.checkpoints.lazy import load
 from kiwi_core.checkpoints.parts import Parts
 
-from .. import architectures, base, cache_data, metrics, recipes, trainer
+from .. import architectures, base, cache_data, lock, metrics, recipes, trainer
 from ..config import KINDS, Config
-from . import autoencoder, backbone, connector, edits, feed, language, pretraining, rows, tokens
+from . import autoencoder, backbone, connector, edits, feed, language, pretraining, rows, settings, tokens
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("stage1", "stage2", "stage3")
-BASE, ENCODERS, MODEL = "base", "encoders", "kiwi-edit-nano"
+BASE, ENCODERS, MODEL, PLAN = "base", "encoders", "kiwi-edit-nano", "plan.json"
 _LOGGED = 10
 """One update in so many is kept in the logs beside the weights."""
 
@@ -64,6 +64,14 @@ class Plan:
     stage_steps: tuple[int, int, int] = (200, 1200, 5000)
     rows: tuple[int, int, int, int] = (12_000, 6500, 6500, 5000)
     """Of each of :data:`training.nano.rows.KINDS`."""
+
+    free = ("output", "workers", "device", "fused")
+    """Fields that may change between two starts: what is trained does not depend on them."""
+
+    def settings(self) -> dict[str, object]:
+        """What may not."""
+        names = (field.name for field in dataclasses.fields(Plan) if field.name not in self.free)
+        return {name: getattr(self, name) for name in names}
 
     def count(self, number: int) -> int:
         """A number of steps or rows at this scale."""
@@ -172,8 +180,12 @@ def write_rows(plan: Plan) -> None:
     rows.write(plan.output / "rows", [plan.count(number) for number in plan.rows], plan.seed, plan.workers)
 
 
-def stage_config(plan: Plan, stage: str, **changes) -> Config:
-    """The recipe of a stage with this plan's sizes and folders."""
+def stage_config(plan: Plan, stage: str, without: Collection[str] = (), **changes) -> Config:
+    """The recipe of a stage with this plan's sizes and folders.
+
+    Args:
+        without: of :data:`training.nano.rows.KINDS`, those that are not trained on. changes: fields of the config.
+    """
     number = STAGES.index(stage)
     given = {
         "model": str(plan.output / BASE),
@@ -192,8 +204,14 @@ def stage_config(plan: Plan, stage: str, **changes) -> Config:
     if plan.scale < 1:
         given["validation_rows"] = 2
     config = recipes.get(f"nano_{stage}").replace(**given | changes)
-    tables = (plan.output / "rows" / f"{kind}-*-{plan.seed}" / "rows.jsonl" for kind in config.kinds or KINDS)
-    return config.replace(data=tuple(map(str, tables)))
+    # A name goes on with the number of its first row.
+    tables = (
+        str(plan.output / "rows" / f"{name}-[0-9]*-{plan.seed}" / rows.TABLE)
+        for kind in config.kinds or KINDS
+        for name in rows.KINDS
+        if name in (kind, f"{kind}-image") and name not in without
+    )
+    return config.replace(data=tuple(tables))
 
 
 def encoders(plan: Plan) -> None:
@@ -233,7 +251,7 @@ def pack(plan: Plan) -> None:
     for step in STAGES:
         text = (plan.output / step / trainer.CONFIG).read_text(encoding="utf-8")
         (logs / f"{step}.json").write_text(text.replace(f"{plan.output}/", ""), encoding="utf-8")
-    files.save_json(dataclasses.asdict(plan) | {"output": "", "done": _done(plan)}, logs / "plan.json")
+    files.save_json(plan.settings() | {"done": _done(plan)}, logs / PLAN)
 
 
 _WEIGHTS = ("transformer", "source_embedder", "ref_embedder", "vae", "mllm", "connector")
@@ -264,13 +282,27 @@ _NEEDS = {
 }
 
 
+class Failed(RuntimeError):
+    """A step in a process of its own did not end well."""
+
+
 def do(plan: Plan, name: str) -> None:
-    """One step, unless it is done."""
+    """One step, unless it is done.
+
+    Raises:
+        ValueError: what is in the folder is of another plan.
+    """
+    plan.output.mkdir(parents=True, exist_ok=True)
+    settings.keep(plan.output / PLAN, plan.settings())
     if name in _done(plan):
         return
-    started = time.time()
-    plan.output.mkdir(parents=True, exist_ok=True)
-    STEPS[name](plan)
+    started, busy = time.time(), f"Another process does the step {name} in {plan.output}; wait for it."
+    held = lock.take(plan.output / f".{name}.lock", busy)
+    try:
+        STEPS[name](plan)
+    finally:
+        if held:
+            held.close()
     device = torch.cuda.get_device_name() if plan.torch_device.type == "cuda" else "CPU"
     entry = {"seconds": round(time.time() - started, 1), "device": device}
     with replacing(plan.output / f"done-{name}.json") as temporary:
@@ -298,22 +330,28 @@ def _at_once(plan: Plan) -> None:
     command = [sys.executable, "-m", "training.nano"]
     running: dict[str, subprocess.Popen] = {}
     failed = ""
-    while True:
-        for name, process in list(running.items()):
-            if process.poll() is not None:
-                del running[name]
-                if process.returncode:
-                    failed = failed or name
-        done = _done(plan)
-        for name in STEPS:
-            ready = name not in done and name not in running and done.keys() >= set(_NEEDS.get(name, ()))
-            if ready and not failed:
-                running[name] = subprocess.Popen([*command, name, *_arguments(plan)])  # noqa: S603
-        if not running:  # none is left behind
-            break
-        time.sleep(0.5)
+    try:
+        while True:
+            for name, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    if process.returncode:
+                        failed = failed or name
+            done = _done(plan)
+            for name in STEPS:
+                ready = name not in done and name not in running and done.keys() >= set(_NEEDS.get(name, ()))
+                if ready and not failed:
+                    running[name] = subprocess.Popen([*command, name, *_arguments(plan)])  # noqa: S603
+            if not running:  # none is left behind
+                break
+            time.sleep(0.5)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
     if failed:
-        raise RuntimeError(f"The step {failed} failed; its message is above. The same command goes on.")
+        raise Failed(f"The step {failed} failed; its message is above. The same command goes on.")
 
 
 def _arguments(plan: Plan) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..metrics import read_lines
 from . import edits, feed, world
 
 ROWS_A_PART = 250
@@ -28,6 +29,7 @@ SHARES = {
 }  # fmt: skip
 """Of each category among rows without a reference: more of what changes few pixels, which is learned last."""
 REFERENCE_SHARES = {"subject_reference": 0.75, "background_reference": 0.25}
+TABLE = "rows.jsonl"
 _RATE = 12
 
 
@@ -40,14 +42,14 @@ def write(folder: Path, counts: Sequence[int], seed: int = 0, workers: int = 0) 
     parts = []
     for kind, count in zip(KINDS, counts, strict=True):
         for first in range(0, count, ROWS_A_PART):
-            part = folder / f"{kind}-{first:06d}-{seed}"
-            if not (part / "rows.jsonl").is_file():
-                parts.append((part, kind, range(first, min(count, first + ROWS_A_PART)), seed))
+            part, numbers = folder / f"{kind}-{first:06d}-{seed}", range(first, min(count, first + ROWS_A_PART))
+            if len(read_lines(part / TABLE)) != len(numbers):
+                parts.append((part, kind, numbers, seed))
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool:
         for _ in tqdm(pool.map(_write_part, parts), total=len(parts), desc="rows", unit="part", mininterval=1):
             pass
-    return str(folder / f"*-{seed}" / "rows.jsonl")
+    return str(folder / f"*-{seed}" / TABLE)
 
 
 def row_edit(kind: str, number: int, seed: int) -> edits.Edit:
@@ -79,7 +81,8 @@ def save_exactly(path: Path, frames: np.ndarray, rate: Fraction | int = _RATE) -
     if path.suffix == ".webp":
         Image.fromarray(frames[0]).save(path, lossless=True, quality=0, method=0)
         return
-    with av.open(str(path), "w") as container:
+    # Without the random number that Matroska gives a file, which would be another one to the cache each time.
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("ffv1", rate=rate)
         stream.height, stream.width, stream.pix_fmt, stream.thread_count = *frames.shape[1:3], "bgr0", 1
         for frame in frames:
@@ -94,5 +97,6 @@ def _write_part(task) -> None:
     temporary.mkdir(parents=True)
     rows = [write_row(temporary, f"{number:06d}", row_edit(kind, number, seed)) for number in numbers]
     rows = [row | {"id": f"{kind}-{seed}-{number}"} for number, row in zip(numbers, rows)]
-    (temporary / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (temporary / TABLE).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shutil.rmtree(part, ignore_errors=True)  # of another size
     os.replace(temporary, part)

@@ -111,7 +111,11 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 """What training is told."""
 
 HELD_OUT_WORDINGS: dict[str, tuple[str, ...]] = {
-    "style": ("Everything should look {style}.", "I want a {style} video.", "Use a {style} style for the whole clip."),
+    "style": (
+        "The whole scene should be {style}.",
+        "I want a {style} video.",
+        "Use a {style} style for the whole clip.",
+    ),
     "background": (
         "I want {a_ground} background.",
         "Let the shapes appear in front of {a_ground} pattern.",
@@ -126,13 +130,13 @@ HELD_OUT_WORDINGS: dict[str, tuple[str, ...]] = {
     "replace": (f"There should be {_A} in the place of the {{thing}}.", f"Use {_A} instead of the {{thing}}."),
     "remove": (
         "I want the {thing} to disappear.",
-        "Make the video without the {thing}.",
+        "Let the {thing} disappear.",
         "Take the {thing} from the picture.",
     ),
     "add": (
         f"Make {_A} appear in the {{place}}.",
-        f"The {{place}} should show {_A}.",
-        f"Let there be {_A} at the {{place}}.",
+        f"I want {_A} in the {{place}} of the video.",
+        f"There should appear {_A} in the {{place}}.",
     ),
     "reference_replace": (
         "The {thing} should become the object in the picture.",
@@ -142,7 +146,10 @@ HELD_OUT_WORDINGS: dict[str, tuple[str, ...]] = {
         "I want to see the object of the reference at the {place}.",
         "Draw what the picture shows in the {place}.",
     ),
-    "reference_background": ("I want the background of the picture.", "Make the background look like the reference."),
+    "reference_background": (
+        "I want the background of the picture.",
+        "Give the video the background of the reference.",
+    ),
 }  # fmt: skip
 """What only the benchmark says: words that training knows, put together otherwise."""
 

@@ -1,0 +1,40 @@
+"""What a folder was begun with, so that it goes on with the same and mixes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from kiwi_core.checkpoints import files
+
+
+def keep(path: Path, settings: dict[str, Any]) -> None:
+    """Write settings down, or compare them with those that are there.
+
+    Raises:
+        ValueError: other ones are there.
+    """
+    settings = json.loads(json.dumps(settings))
+    if not path.is_file():
+        files.save_json(settings, path)
+        return
+    theirs = files.read_json(path)
+    for name, value in settings.items():
+        if theirs.get(name, value) != value:
+            raise ValueError(
+                f"{path.parent} was begun with another {name} ({theirs[name]!r} there, {value!r} here); say the same "
+                "again, or use another --output."
+            )
+
+
+def digest(folder: str | Path) -> str:
+    """Of all weights in a folder, whatever their names: one model has one."""
+    found = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*.safetensors")):
+        found.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()[:16]
