@@ -19,14 +19,14 @@ NAME = "kiwi-edit-nano"
 STYLE = "infrared.safetensors"
 FOLDER = comfyui.REPO / "models" / "diffusers" / NAME
 STYLE_CLIPS = 48
-BOUND = 0.8
-"""Share of the fixed items on which the shipped weights must succeed."""
+BOUND, OF_A_CATEGORY = 0.8, 0.5
+"""Share of the fixed items that the shipped weights must edit rightly and leave the rest of as it is."""
 
 
 def fixed_items():
-    """64 items of all categories: five of a split that training knows, and of one that it does not."""
+    """64 items: of every category four or five of the split that training knows, and of one that it does not."""
     chosen = bench.items({"seen": 5, "composition": 5})
-    return chosen[:64]
+    return sorted(chosen, key=lambda item: item.name.rpartition("/")[2])[:64]
 
 
 FROM_FOLDER = {
@@ -109,6 +109,11 @@ def successes(items, made):
     return sum(measure.score(item.edit, frames).success for item, frames in zip(items, made))
 
 
+def passed(items, made):
+    """Whether each is right where it was asked for, and as it was elsewhere."""
+    return [measure.score(item.edit, frames).passed for item, frames in zip(items, made)]
+
+
 @pytest.fixture(scope="module")
 def pipeline():
     pipeline = KiwiEditPipeline.from_pretrained(FOLDER, torch.float32)
@@ -122,7 +127,13 @@ def test_graph_and_library_succeed_on_the_fixed_items_alike(server, pipeline, tm
     by_library = [bench.model(pipeline)(item) for item in items]
     for item, ours, theirs in zip(items, by_library, made):
         assert np.abs(ours.astype(int) - theirs.astype(int)).mean() < 0.02, item.name
-    assert min(successes(items, by_library), successes(items, made)) >= BOUND * len(items)
+    right = passed(items, by_library)
+    assert passed(items, made) == right
+    assert sum(right) >= BOUND * len(items)
+    for category in bench.CATEGORIES:
+        mine = [one for item, one in zip(items, right) if item.edit.category == category]
+        assert len(mine) >= 8
+        assert sum(mine) >= OF_A_CATEGORY * len(mine), category
 
 
 def test_its_single_files_edit_alike(server, tmp_path):
@@ -138,7 +149,7 @@ def test_its_single_files_edit_alike(server, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_style_that_nothing_teaches_is_learned_from_a_few_clips(server, tmp_path):
+def test_a_style_that_nothing_teaches_is_learned_from_a_few_clips(server, pipeline, tmp_path):
     table = [
         rows.write_row(tmp_path, f"{seed}", edits.new_style(seed)) | {"id": str(seed)} for seed in range(STYLE_CLIPS)
     ]
@@ -154,9 +165,8 @@ def test_a_style_that_nothing_teaches_is_learned_from_a_few_clips(server, tmp_pa
 
     seeds = range(edits.BENCH_SEEDS, edits.BENCH_SEEDS + 12)
     items = [bench.Item(f"new_style/{seed}", seed, edits.new_style(seed)) for seed in seeds]
+    assert successes(items, map(bench.ceiling(pipeline), items)) == len(items)  # the VAE can carry it
     plain = successes(items, through_the_graph(server, items, tmp_path))
     styled = successes(items, through_the_graph(server, items, tmp_path, lora=STYLE))
     assert plain <= 1
-    assert styled >= 7  # what it must not fall below
-    if styled < 9:
-        pytest.xfail(f"the goal is 9 of {len(items)}, and {styled} succeed")
+    assert styled >= 9

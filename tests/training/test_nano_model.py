@@ -187,7 +187,12 @@ def test_all_steps_lead_to_a_model_in_every_layout(trained, tmp_path):
     assert np.abs(edited(again).astype(int) - frames).max() <= 1  # one level, where a CPU rounds otherwise
 
 
-def test_the_model_fits_into_sixteen_megabytes_with_its_logs(trained):
+def test_what_comes_with_the_project_fits_into_sixteen_megabytes_with_its_logs():
+    folder = Path(__file__).parents[2] / "models" / "diffusers" / "kiwi-edit-nano"
+    assert 14_000_000 < sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 16_000_000
+
+
+def test_a_trained_model_is_packed_in_16_bits_with_its_logs(trained):
     plan, folder = trained
     assert 14_000_000 < sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 15_500_000
     parts = released.read(folder)

@@ -53,12 +53,13 @@ class Plan:
     fused: bool = True
     """Whether VAE and DiT are trained with compiled kernels, which take a minute or two to make."""
     batch_size: int = 32
-    clips: int = 32
-    pictures: int = 96
+    clips: int = 8
+    pictures: int = 48
+    """Clips, and in turn with them pictures, in a batch of the VAE's."""
     questions: int = 64
     described: int = 64
     """Clips or pictures in a batch of the DiT's, which learns to make them from descriptions."""
-    vae_steps: int = 5000
+    vae_steps: int = 9000
     language_steps: int = 2500
     backbone_steps: int = 1500
     stage_steps: tuple[int, int, int] = (200, 1200, 5000)
@@ -245,13 +246,18 @@ def pack(plan: Plan) -> None:
         made = plan.output / step
         lines = [line for line in metrics.read(made) if line["step"] % _LOGGED == 0 or "validation/loss" in line]
         if lines:  # not those of a VAE that was given
-            metrics.write_lines(logs / f"{step}.jsonl", lines)
+            metrics.write_lines(logs / f"{step}.jsonl", map(_short, lines))
         if (made / "loss.png").is_file():
             shutil.copyfile(made / "loss.png", logs / f"{step}.png")
     for step in STAGES:
         text = (plan.output / step / trainer.CONFIG).read_text(encoding="utf-8")
         (logs / f"{step}.json").write_text(text.replace(f"{plan.output}/", ""), encoding="utf-8")
     files.save_json(plan.settings() | {"done": _done(plan)}, logs / PLAN)
+
+
+def _short(line: Mapping[str, object]) -> dict[str, object]:
+    """A line of a log in as many digits as anybody reads."""
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in line.items()}
 
 
 _WEIGHTS = ("transformer", "source_embedder", "ref_embedder", "vae", "mllm", "connector")

@@ -59,6 +59,7 @@ STYLES = ("black and white", "sepia", "negative", "night", "faded")
 NEW_STYLE = "infrared"
 """One that the model is never shown: for a LoRA to teach."""
 
+_COLD, _WARM = np.array([40.0, 40.0, 170.0]), np.array([255.0, 190.0, 50.0])
 _CONTRAST = 75.0
 _EDGE = 0.9
 
@@ -166,8 +167,8 @@ def restyle(clip: np.ndarray, style: str) -> np.ndarray:
         return clip * np.array([0.25, 0.32, 0.55]) + np.array([0, 5, 25])
     if style == "faded":
         return clip * 0.4 + 150
-    if style == NEW_STYLE:
-        return clip[..., [2, 0, 1]]
+    if style == NEW_STYLE:  # what is dark looks cold, what is light warm
+        return _COLD + grey[..., None] / 255 * (_WARM - _COLD)
     raise ValueError(f"There is no style {style!r}; use one of {', '.join(STYLES)}.")
 
 
