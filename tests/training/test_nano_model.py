@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -35,7 +36,9 @@ from training.nano import (
     words,
     world,
 )
+from training.nano.__main__ import Bench, measure
 
+SHIPPED = Path(__file__).parents[2] / "models" / "diffusers" / "kiwi-edit-nano"
 TINY = {
     "scale": 0.0005, "rows": (12_000, 16_000, 12_000, 8000), "batch_size": 2, "clips": 2, "pictures": 2, "questions": 4,
     "workers": 0, "device": "cpu", "fused": False,
@@ -188,8 +191,7 @@ def test_all_steps_lead_to_a_model_in_every_layout(trained, tmp_path):
 
 
 def test_what_comes_with_the_project_fits_into_sixteen_megabytes_with_its_logs():
-    folder = Path(__file__).parents[2] / "models" / "diffusers" / "kiwi-edit-nano"
-    assert 14_000_000 < sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 16_000_000
+    assert 14_000_000 < sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 16_000_000
 
 
 def test_a_trained_model_is_packed_in_16_bits_with_its_logs(trained):
@@ -279,6 +281,29 @@ def test_a_plan_survives_its_command_line():
 def test_the_vae_is_saved_with_the_names_that_comfyui_reads(trained):
     plan, _ = trained
     assert "encoder.conv1.weight" in files.load_tensors(plan.output / "vae" / "vae.safetensors")
+
+
+def test_the_benchmark_measures_a_model_beside_what_bounds_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "COUNTS", {"seen": 1})
+    options = Bench(model=SHIPPED, output=tmp_path / "bench", steps=1)
+    text = measure(options)
+    for system in ("ceiling", "copy", "random weights", "model", "wrong reference"):
+        assert f"## {system}" in text
+    lines = [json.loads(line) for line in (tmp_path / "bench" / "results.jsonl").read_text().splitlines()]
+    by_item = {(line["system"], line["item"]): line for line in lines}
+    for item in bench.items({"seen": 1}):
+        if item.edit.category != "global_style":  # of which everything is to change
+            assert by_item["copy", item.name]["preservation_psnr"] == math.inf
+        # In one step it edits badly, but better than with the same numbers in another order.
+        order = [by_item[system, item.name]["region_psnr"] for system in ("ceiling", "model", "random weights")]
+        assert order == sorted(order, reverse=True)
+    assert {name for system, name in by_item if system == "wrong reference"} == {
+        "subject_reference/seen/000", "background_reference/seen/000",
+    }  # fmt: skip
+    with pytest.raises(SystemExit, match="There is no system 'modell'"):
+        measure(dataclasses.replace(options, systems=("modell",)))
+    with pytest.raises(ValueError, match="begun with another steps"):
+        measure(dataclasses.replace(options, steps=2))
 
 
 def ablated(plan, **changes):
