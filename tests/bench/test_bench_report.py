@@ -4,13 +4,14 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import bench_runs
 import numpy as np
 import pytest
 
 from kiwi_core import media
-from training.bench import published, results
+from training.bench import pairwise, published, results
 from training.bench.folder import DONE, FAILED, Edit, Folder, Verdict
 from training.bench.items import Item
 from training.bench.pages import drawings, previews, report
@@ -221,3 +222,25 @@ def test_drawings_are_true():
     counted = ElementTree.fromstring(drawings.histogram([[1, 1, 4.4], [5]], 1, 5))  # noqa: S314
     tall = [float(one.get("height")) for one in counted.iter("rect")]
     assert tall[0] == 90 and tall[2 * 7] == 45 and tall[2 * 8 + 1] == 45 and sum(tall) == 180
+
+
+def test_runs_that_a_judge_compared_are_shown_two_by_two(tmp_path):
+    a, b = bench_runs.fill(tmp_path / "one", "mine"), bench_runs.fill(tmp_path / "two", "yours <i>")
+    before = report.write([a, b], tmp_path / "before", shown=0).read_text(encoding="utf-8")
+    assert "Two by two" not in before
+
+    def prefers_a(pairs, attempt):  # each pair is asked as it is, and turned round
+        return [(("first", "second")[place % 2], "so") for place in range(len(pairs))]
+
+    judge = SimpleNamespace(name="a-judge", identity="one", frames=2, prefer=prefers_a)
+    outcome = pairwise.run(a, b, judge)["all"]
+    assert outcome.a > 2
+    page = report.write([a, b], tmp_path / "page", shown=0).read_text(encoding="utf-8")
+    assert re.search(r"<h3>yours &lt;i&gt; against mine, by a-judge-\w{6}</h3>", page)
+    row = [outcome.a, outcome.b, outcome.ties, outcome.torn, outcome.failed, outcome.text()]
+    assert "".join(f'<td class="number">{cell}</td>' for cell in row) in page
+    (pair,) = json.loads((tmp_path / "page" / "report.json").read_text())["pairs"]
+    assert (pair["a"], pair["b"], pair["outcomes"]["all"]["a"]) == ("mine", "yours <i>", outcome.a)
+    assert f"| all | {outcome.a} | {outcome.b} |" in (tmp_path / "page" / "report.md").read_text()
+    alone = report.write([b], tmp_path / "alone", shown=0).read_text(encoding="utf-8")
+    assert "Two by two" not in alone

@@ -458,6 +458,12 @@ def test_both_orders_count_and_a_favoured_place_is_a_tie(two, stand):
     before = len(stand.seen)
     assert pairwise.run(a, b, judge(stand))["all"] == found and len(stand.seen) == before
     assert "| all | 11 | 2 | 1 (1) | 0 | 18% " in pairwise.text(pairwise.run(a, b, judge(stand)), "a", "b")
+    (told,) = pairwise.told(a, b).values()
+    assert told["all"] == found and sum(one.a for name, one in told.items() if name != "all") == found.a
+    assert pairwise.told(b, a) == {}
+    b.note_edit(Edit(b.items[3].id, FAILED, error="Out of memory."))  # anew, and not what was compared
+    (told,) = pairwise.told(a, b).values()
+    assert told["all"].a + told["all"].b + told["all"].ties == 13
 
 
 @pytest.mark.parametrize(("said", "expected"), [

@@ -5,9 +5,10 @@ Each pair is shown in both orders, since judges favour a place; only what is pre
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .items import Item
 from .judges.rubrics import FIRST, SECOND, ChatJudge
 
 A, B, TIE, FAILED_ITEM = "a", "b", "tie", "failed"
+ALL, FOLDER = "all", "pairwise"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Outcome:
         count = self.a + self.b + self.ties
         return wilson(self.b + self.ties / 2, count)
 
+    def text(self) -> str:
+        """"18% (5 to 47)": how often B wins."""
+        low, high = self.interval()
+        return f"{100 * self.rate:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
+
 
 def run(
     a: Folder, b: Folder, judge: ChatJudge, attempts: int = scoring.ATTEMPTS, retry: bool = False
@@ -61,18 +68,13 @@ def run(
     """
     if not hasattr(judge, "prefer"):
         raise ValueError(f"The judge {judge.name} cannot compare two edits; use a model of language and pictures.")
-    known_a = {item.id: item for item in a.items}
-    both = [
-        item for item in b.items
-        if item.id in known_a and (known_a[item.id].prompt, known_a[item.id].category) == (item.prompt, item.category)
-    ]  # fmt: skip
+    both = _shared(a, b)
     if not both:
         raise ValueError(f"{a.path} and {b.path} have no item in common; compare runs of one benchmark.")
-    path = _path(a, b, judge)
+    path = b.path / FOLDER / f"{scoring.name_of(judge)}{_against(a)}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = read_lines(path)
-    write_lines(path, lines)
-    known = {line["item"]: line for line in lines if line["edits"] == _edits(a, b, line["item"])}
+    write_lines(path, read_lines(path))
+    known = _known(path, a, b)
     failed = {name for name, line in known.items() if line["better"] == FAILED_ITEM} if retry else set()
     with path.open("a", encoding="utf-8") as file:
         for item in tqdm(both, desc=f"{judge.name}, two by two", unit="pair", mininterval=2, dynamic_ncols=True):
@@ -81,15 +83,39 @@ def run(
                 known[item.id] = line | {"edits": _edits(a, b, item.id)}
                 file.write(json.dumps(known[item.id]) + "\n")
                 file.flush()
-    found = {"all": _counted([known[item.id] for item in both])}
-    for category in dict.fromkeys(item.category for item in both):
-        found[category] = _counted([known[item.id] for item in both if item.category == category])
+    return _by_category(both, known)
+
+
+def told(a: Folder, b: Folder) -> dict[str, dict[str, Outcome]]:
+    """What judges have said of two runs so far, by the judge's folder name; of edits that are still the same."""
+    both, found = _shared(a, b), {}
+    for path in sorted((b.path / FOLDER).glob(f"*{glob.escape(_against(a))}")):
+        known = _known(path, a, b)
+        if some := [item for item in both if item.id in known]:
+            found[path.name.removesuffix(_against(a))] = _by_category(some, known)
     return found
 
 
-def _path(a: Folder, b: Folder, judge: ChatJudge) -> Path:
+def _shared(a: Folder, b: Folder) -> list[Item]:
+    """What both were asked."""
+    of_a = {item.id: (item.prompt, item.category) for item in a.items}
+    return [item for item in b.items if of_a.get(item.id) == (item.prompt, item.category)]
+
+
+def _against(a: Folder) -> str:
     other = hashlib.blake2b(str(a.path.resolve()).encode(), digest_size=4).hexdigest()
-    return b.path / "pairwise" / f"{scoring.name_of(judge)}-against-{a.path.name}-{other}.jsonl"
+    return f"-against-{a.path.name}-{other}.jsonl"
+
+
+def _known(path: Path, a: Folder, b: Folder) -> dict[str, dict]:
+    return {line["item"]: line for line in read_lines(path) if line["edits"] == _edits(a, b, line["item"])}
+
+
+def _by_category(items: Sequence[Item], known: Mapping[str, dict]) -> dict[str, Outcome]:
+    found = {ALL: _counted([known[item.id] for item in items])}
+    for category in dict.fromkeys(item.category for item in items):
+        found[category] = _counted([known[item.id] for item in items if item.category == category])
+    return found
 
 
 def _compared(a: Folder, b: Folder, item: Item, judge: ChatJudge, attempts: int, first: int) -> dict:
@@ -136,8 +162,8 @@ def _counted(lines: Sequence[dict]) -> Outcome:
 def text(found: dict[str, Outcome], a: str, b: str) -> str:
     """Counts as a table in Markdown."""
     lines = [f"| | {a} better | {b} better | ties (torn) | failed | {b} wins |", "|---|---|---|---|---|---|"]
-    for name, one in found.items():
-        low, high = one.interval()
-        rate = f"{100 * one.rate:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
-        lines.append(f"| {name} | {one.a} | {one.b} | {one.ties} ({one.torn}) | {one.failed} | {rate} |")
+    lines += [
+        f"| {name} | {one.a} | {one.b} | {one.ties} ({one.torn}) | {one.failed} | {one.text()} |"
+        for name, one in found.items()
+    ]
     return "\n".join(lines) + "\n"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kiwi_core.atomic import replacing
 
 from ...refvie.pages import page
 from ...refvie.pages.page import section, text
-from .. import exact, published, results
+from .. import exact, pairwise, published, results
 from ..folder import Folder
 from ..items import HIGHEST, LOWEST
 from ..metrics import METRICS
@@ -46,6 +46,12 @@ def write(folders: Folder | Sequence[Folder], out: Path, title: str = "", shown:
             {"name": run.name, "system": run.folder.run["system"], "judges": [one.as_json() for one in run.judged],
              "numbers": asdict(run.numbers)}
             for run in runs
+        ],
+        "pairs": [
+            {"a": pair.a, "b": pair.b, "judge": pair.judge, "outcomes": {
+                name: asdict(one) | {"rate": one.rate, "interval": one.interval()} for name, one in pair.found.items()
+            }}
+            for pair in _pairs(runs)
         ],
         "quoted": [asdict(one) | {"judge": published.JUDGES[bench]} for one in published.of(bench)],
     }  # fmt: skip
@@ -83,6 +89,8 @@ def _markdown(bench: str, runs: Sequence[Run]) -> str:
         for one in run.judged:
             lines += [f"## {run.name}, by {one.judge} ({audited(one)})", "", one.text(), ""]
         lines += [f"## {run.name}, without a judge", "", results.text_of_numbers(run.folder), ""]
+    for pair in _pairs(runs):
+        lines += [f"## {pair.b} against {pair.a}, by {pair.judge}", "", pairwise.text(pair.found, pair.a, pair.b), ""]
     if quoted := published.of(bench):
         lines += [f"## Quoted, by {published.JUDGES[bench]}; not comparable", "", "| system | score |", "|---|---|"]
         lines += [f"| {one.system} | {one.score:.2f} |" for one in quoted]
@@ -101,6 +109,12 @@ def _html(bench: str, runs: Sequence[Run], out: Path, title: str, shown: int) ->
         note = "Failures count as 1. Intervals of fewer than ten items are too narrow."
         body.append(section("By category", note, _categories(judged, keys)))
         body.append(section("Scores", "How often each was given, without failures.", _histograms(judged, keys)))
+    if pairs := _pairs(runs):
+        note = (
+            "Each pair was shown in both orders; only what is preferred in both is a win, and torn are ties in which a "
+            "place was. Of wins ties count half."
+        )
+        body.append(section("Two by two", note, _two_by_two(pairs)))
     if any(run.numbers.numbers for run in runs):
         body.append(section("Without a judge", "Means with their 95% intervals.", _numbers(runs)))
     body.append(_failures(runs, judged))
@@ -172,6 +186,39 @@ def _categories(judged: Sequence[tuple[Run, Results]], keys: Sequence[str]) -> s
     return (
         f'<div class="card beside">{drawing}<div>{drawings.legend(keys)}{page.table(columns, rows)}</div></div>'
     )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two runs that a judge has compared, by their names."""
+
+    a: str
+    b: str
+    judge: str
+    found: dict[str, pairwise.Outcome]
+
+
+def _pairs(runs: Sequence[Run]) -> list[_Pair]:
+    return [
+        _Pair(a.name, b.name, judge, found)
+        for b in runs for a in runs if a is not b for judge, found in pairwise.told(a.folder, b.folder).items()
+    ]  # fmt: skip
+
+
+def _two_by_two(pairs: Sequence[_Pair]) -> str:
+    cards = []
+    for pair in pairs:
+        a, b = text(pair.a), text(pair.b)
+        columns = {"category": ""} | dict.fromkeys(
+            (f"{a} better", f"{b} better", "ties", "torn", "failed", f"{b} wins"), "number"
+        )
+        rows = [
+            (text(name.replace("_", " ")), *map(str, (one.a, one.b, one.ties, one.torn, one.failed)), one.text())
+            for name, one in pair.found.items()
+        ]
+        heading = f"<h3>{b} against {a}, by {text(pair.judge)}</h3>"
+        cards.append(f'<div class="card">{heading}{page.table(columns, rows)}</div>')
+    return "".join(cards)
 
 
 def _value(one: Results, name: str) -> float | None:
