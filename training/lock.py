@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -25,3 +27,15 @@ def take(path: Path, busy: str):
         file.close()
         raise ValueError(busy) from None
     return file
+
+
+@contextlib.contextmanager
+def alone(path: Path, busy: str) -> Iterator[None]:
+    """Within it, this process holds the lock; see :func:`take`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = take(path, busy)
+    try:
+        yield
+    finally:
+        if held:
+            held.close()

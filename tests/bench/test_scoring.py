@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -476,6 +478,34 @@ def test_a_judge_without_a_preference_makes_no_winner(two, stand, said, expected
     stand.turns = [prefers("tie")]
     again = pairwise.run(*two, judge(stand), retry=True)["all"]
     assert (again.failed, again.ties) == (0, found.ties + found.failed)
+
+
+def test_two_processes_do_not_ask_the_same_twice(two, stand):
+    a, b = two
+    made = judge(stand)
+    code = (
+        "import sys; from pathlib import Path; from training import lock\n"
+        "held = [lock.take(Path(path), '') for path in sys.argv[1:]]; print('held', flush=True); sys.stdin.read()"
+    )
+    (b.path / "scores").mkdir(exist_ok=True)
+    (b.path / "pairwise").mkdir(exist_ok=True)
+    name = scoring.name_of(made)
+    paths = [b.path / "scores" / f".{name}.lock", b.path / "pairwise" / f".{name}{pairwise._against(a)[:-6]}.lock"]
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, paths)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="Another process asks a-model about "):
+            scoring.run(b, made)
+        with pytest.raises(ValueError, match="Another process asks a-model"):
+            pairwise.run(a, b, made)
+        assert not stand.seen
+    finally:
+        other.kill()
+        other.wait()
+    stand.turns = [prefers("tie")]
+    assert pairwise.run(a, b, made)["all"].ties
 
 
 def test_who_cannot_compare_is_told(two, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .. import lock
 from ..metrics import read_lines, write_lines
 from . import scoring
 from .folder import DONE, Folder
@@ -73,6 +74,13 @@ def run(
         raise ValueError(f"{a.path} and {b.path} have no item in common; compare runs of one benchmark.")
     path = b.path / FOLDER / f"{scoring.name_of(judge)}{_against(a)}"
     path.parent.mkdir(parents=True, exist_ok=True)
+    with lock.alone(path.with_name(f".{path.stem}.lock"), scoring.BUSY.format(judge.name, path.parent)):
+        return _by_category(both, _asked(path, a, b, both, judge, attempts, retry))
+
+
+def _asked(
+    path: Path, a: Folder, b: Folder, both: Sequence[Item], judge: ChatJudge, attempts: int, retry: bool
+) -> dict[str, dict]:
     write_lines(path, read_lines(path))
     known = _known(path, a, b)
     failed = {name for name, line in known.items() if line["better"] == FAILED_ITEM} if retry else set()
@@ -83,7 +91,7 @@ def run(
                 known[item.id] = line | {"edits": _edits(a, b, item.id)}
                 file.write(json.dumps(known[item.id]) + "\n")
                 file.flush()
-    return _by_category(both, known)
+    return known
 
 
 def told(a: Folder, b: Folder) -> dict[str, dict[str, Outcome]]:

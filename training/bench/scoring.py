@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from kiwi_core import media
 
+from .. import lock
 from ..asking import Unavailable
 from . import clips
 from .folder import DONE, FAILED, Folder, Verdict
 from .items import Item
 from .judges import Case, Judge, Scores
 
+BUSY = "Another process asks {} about {}; wait for it."
 UNREADABLE = "No answer of the judge could be read."
 ATTEMPTS = 3
 _AT_ONCE = 16
@@ -50,10 +52,16 @@ def run(
             failed.
 
     An edit that cannot be read, or that the judge does not take or answers unreadably, is a failed verdict with a
-    reason. Raises Unavailable where no edit is at fault; what was found out stays.
+    reason. Raises Unavailable where no edit is at fault; what was found out stays. Raises ValueError where another
+    process asks the same judge of the same run.
     """
     if repeats < 1 or attempts < 1:
         raise ValueError(f"repeats is {repeats} and attempts {attempts}; give at least 1.")
+    with lock.alone(folder.path / "scores" / f".{name_of(judge)}.lock", BUSY.format(judge.name, folder.path)):
+        return _scored(folder, judge, repeats, attempts, audit, retry)
+
+
+def _scored(folder: Folder, judge: Judge, repeats: int, attempts: int, audit: dict | None, retry: bool) -> Count:
     name = name_of(judge)
     note(folder, judge, audit)
     known = folder.verdicts(name)

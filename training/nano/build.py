@@ -303,12 +303,8 @@ def do(plan: Plan, name: str) -> None:
     if name in _done(plan):
         return
     started, busy = time.time(), f"Another process does the step {name} in {plan.output}; wait for it."
-    held = lock.take(plan.output / f".{name}.lock", busy)
-    try:
+    with lock.alone(plan.output / f".{name}.lock", busy):
         STEPS[name](plan)
-    finally:
-        if held:
-            held.close()
     device = torch.cuda.get_device_name() if plan.torch_device.type == "cuda" else "CPU"
     entry = {"seconds": round(time.time() - started, 1), "device": device}
     with replacing(plan.output / f"done-{name}.json") as temporary:

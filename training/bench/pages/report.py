@@ -111,8 +111,8 @@ def _html(bench: str, runs: Sequence[Run], out: Path, title: str, shown: int) ->
         body.append(section("Scores", "How often each was given, without failures.", _histograms(judged, keys)))
     if pairs := _pairs(runs):
         note = (
-            "Each pair was shown in both orders; only what is preferred in both is a win, and torn are ties in which a "
-            "place was. Of wins ties count half."
+            "Each pair was shown in both orders; only what is preferred in both is a win. Torn are ties in which the "
+            "judge preferred a place. Ties count half."
         )
         body.append(section("Two by two", note, _two_by_two(pairs)))
     if any(run.numbers.numbers for run in runs):
