@@ -224,6 +224,12 @@ def test_drawings_are_true():
     assert tall[0] == 90 and tall[2 * 7] == 45 and tall[2 * 8 + 1] == 45 and sum(tall) == 180
 
 
+def test_failed_edits_are_told_without_a_judge_too(tmp_path):
+    folder = bench_runs.fill(tmp_path / "one", "mine", judges=())
+    page = report.write(folder, tmp_path / "page", shown=0).read_text(encoding="utf-8")
+    assert "Out of &lt;memory&gt;." in page and "There are none." not in page
+
+
 def test_runs_that_a_judge_compared_are_shown_two_by_two(tmp_path):
     a, b = bench_runs.fill(tmp_path / "one", "mine"), bench_runs.fill(tmp_path / "two", "yours <i>")
     before = report.write([a, b], tmp_path / "before", shown=0).read_text(encoding="utf-8")
@@ -237,7 +243,7 @@ def test_runs_that_a_judge_compared_are_shown_two_by_two(tmp_path):
     assert outcome.a > 2
     page = report.write([a, b], tmp_path / "page", shown=0).read_text(encoding="utf-8")
     assert re.search(r"<h3>yours &lt;i&gt; against mine, by a-judge-\w{6}</h3>", page)
-    row = [outcome.a, outcome.b, outcome.ties, outcome.torn, outcome.failed, outcome.text()]
+    row = [outcome.a, outcome.b, outcome.ties, outcome.torn, outcome.failed, outcome.missing, outcome.text()]
     assert "".join(f'<td class="number">{cell}</td>' for cell in row) in page
     (pair,) = json.loads((tmp_path / "page" / "report.json").read_text())["pairs"]
     assert (pair["a"], pair["b"], pair["outcomes"]["all"]["a"]) == ("mine", "yours <i>", outcome.a)

@@ -58,3 +58,29 @@ def test_a_drop_as_large_as_is_allowed_passes_however_it_is_rounded(tmp_path, al
         b.note_verdicts("j-1", [Verdict(item.id, 0, DONE, told, told)])
     found = compare.compare(a, b, max_drop=allowed)
     assert found.differences["all"].mean.value == pytest.approx(-0.25) and found.passed == passed
+
+
+def test_a_run_that_lacks_edits_does_not_pass_the_gate(tmp_path):
+    a = run(tmp_path / "a", (3,) * 9, ("edit",) * 9)
+    b = run(tmp_path / "b", (4, *(None,) * 8), ("edit",) * 9)  # it was killed after the first
+    found = compare.compare(a, b, max_drop=0.1)
+    assert not found.passed and "failed by 8 items that b lacks" in found.text()
+    assert compare.compare(a, b).passed  # no gate was asked for
+    assert compare.compare(b, a, max_drop=1.0).passed  # it has more
+    few = run(tmp_path / "few", (3,), ("edit",))  # of a share that was chosen
+    assert compare.compare(a, few, max_drop=0.1).passed
+
+
+def test_without_a_judge_a_failed_edit_does_not_pass_the_gate_either(tmp_path):
+    folders = []
+    for name in ("a", "b"):
+        items = [Item(f"i{number}", "edit", "Do.", tmp_path / "none.mp4") for number in range(3)]
+        folders.append(Folder.begin(tmp_path / name, {"bench": "own", "system": {"name": name}}, items))
+        for item in items:
+            folders[-1].note_measured(Measured(item.id, {"preservation_psnr": 30.0}))
+    assert compare.compare(*folders, max_drop=0.1).passed
+    folders[1].note_measured(Measured("i2", {}, "The clip is damaged."))
+    found = compare.compare(*folders, max_drop=0.1)
+    assert not found.passed and found.lacking == 1
+    with pytest.raises(ValueError, match="holds for metrics, not for categories"):
+        compare.compare(*folders, max_drop=0.1, per_category=True)

@@ -1,5 +1,6 @@
 """Edits are made once each, by one process or several, whatever fails in between; others' edits are found."""
 
+import dataclasses
 import multiprocessing
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import refvie_runs
 
 from kiwi_core import media
+from training.asking import Unavailable
 from training.bench import clips, making, suites
 from training.bench.__main__ import main
 from training.bench.folder import DONE, FAILED, FRAMES, TIME, Folder
@@ -79,6 +81,29 @@ def test_a_full_disk_stops_the_run_and_is_no_items_fault(folder):
     with pytest.raises(OSError, match="No space left"):
         making.run(folder, lambda: full)
     assert set(made(folder).values()) == {None}
+
+
+def test_a_machine_that_breaks_is_no_items_fault(refvie_bench, tmp_path):
+    first = suites.read("refvie", refvie_bench)[0]
+    items = [dataclasses.replace(first, id=f"i{number}") for number in range(9)]
+    folder = Folder.begin(tmp_path / "run", {"bench": "refvie", "system": {"name": "x"}}, items)
+
+    def breaks(item):
+        if item.id != "i0":
+            raise RuntimeError("CUDA error: device-side assert")
+        return system(item)
+
+    with pytest.raises(Unavailable, match=r"5 edits in a row broke, at last so: RuntimeError: CUDA error.* goes on\."):
+        making.run(folder, lambda: breaks)
+    assert [name for name, edit in made(folder).items() if edit is not None] == ["i0"]
+
+    def odd(item):
+        if item.id in ("i2", "i3", "i8"):
+            raise RuntimeError("A bug.")
+        return system(item)
+
+    making.run(folder, lambda: odd)
+    assert [name for name, edit in made(folder).items() if edit.status == FAILED] == ["i2", "i3", "i8"]
 
 
 def slow(path, name):

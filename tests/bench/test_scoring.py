@@ -15,7 +15,7 @@ from chat_server import Stand
 from tiny_chat_model import write_qwen
 
 from training.asking import Question, Unavailable, google, remote
-from training.bench import audit, pairwise, scoring, suites
+from training.bench import audit, clips, pairwise, scoring, suites
 from training.bench.__main__ import main
 from training.bench.folder import DONE, FAILED, Edit, Folder
 from training.bench.items import BACKGROUND, CRITERIA, INSTRUCTION, SUBJECT
@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_asked_again_and_is_never_a_score(folder, stand, 
         assert (one.status, one.scores, one.attempts, one.error) == (FAILED, {}, 3, scoring.UNREADABLE)
     stand.turns = [bad] * 12 + [scores(3, 3, 3)]
     assert scoring.run(folder, made, retry=True) == scoring.Count(12, 0, 0)
-    assert {one.attempts for (one,) in verdicts(folder, made).values()} == {2}
+    assert {one.attempts for (one,) in verdicts(folder, made).values()} == {scoring.ATTEMPTS + 2}
     assert {body["temperature"] for *_, body in stand.seen[-12:]} == {0.3}  # the coldest answer would be the same
 
 
@@ -393,6 +393,24 @@ def test_an_audit_goes_on_where_it_was_stopped(tmp_path):
     assert again.count == 5
 
 
+def test_an_audit_of_a_judge_that_refuses_all_is_none(tmp_path):
+    known, given = versions(1), {"right": 5, "wrong": 2, "partial": 3, "unedited": 1}
+    mended = Knowing(known, given)
+    refusing = SimpleNamespace(
+        name=mended.name, identity=mended.identity, frames=mended.frames,
+        score=lambda cases, attempt: [ValueError("At most 4 images.\n Give fewer.")] * len(cases),
+    )  # fmt: skip
+    with pytest.raises(Unavailable, match=r"scored no edit, at first so: At most 4 images. Give fewer. Mend that"):
+        audit.run(refusing, tmp_path, 1)
+    assert not (tmp_path / audit.FILE).exists()
+    assert audit.run(mended, tmp_path, 1)["passed"]  # all were asked anew
+    other = SimpleNamespace(name="b", identity="another", frames=2)
+    with pytest.raises(ValueError, match="holds the audit of another judge"):
+        audit.run(other, tmp_path, 1)
+    some = Knowing(known, given | {"partial": None})
+    assert scoring.UNREADABLE in audit.text(audit.run(some, tmp_path / "some", 1))
+
+
 def test_the_verdict_of_an_audit_stands_beside_the_scores(folder, tmp_path, capsys):
     given = ["--judge", "classical", "--frames", "3", "--items", "1"]
     assert main(["audit", *given, "--out", str(tmp_path / "audit")]) == 0
@@ -454,22 +472,22 @@ def test_both_orders_count_and_a_favoured_place_is_a_tie(two, stand):
     a, b = two
     stand.turns = [prefers(first_is_source)]
     found = pairwise.run(a, b, judge(stand))["all"]
-    # The third item's edits are the same; two of A are not there, and lose.
-    assert (found.a, found.b, found.ties, found.failed) == (11, 2, 1, 0)
-    assert found.rate == pytest.approx((2 + 0.5) / 14)
+    # The third item's edits are the same; one of A failed, and loses; one is still to be made.
+    assert (found.a, found.b, found.ties, found.failed, found.missing) == (11, 1, 1, 0, 1)
+    assert found.rate == pytest.approx((1 + 0.5) / 13)
     before = len(stand.seen)
     assert pairwise.run(a, b, judge(stand))["all"] == found and len(stand.seen) == before
-    assert "| all | 11 | 2 | 1 (1) | 0 | 18% " in pairwise.text(pairwise.run(a, b, judge(stand)), "a", "b")
+    assert "| all | 11 | 1 | 1 (1) | 0 | 1 | 12% " in pairwise.text(pairwise.run(a, b, judge(stand)), "a", "b")
     (told,) = pairwise.told(a, b).values()
     assert told["all"] == found and sum(one.a for name, one in told.items() if name != "all") == found.a
     assert pairwise.told(b, a) == {}
     b.note_edit(Edit(b.items[3].id, FAILED, error="Out of memory."))  # anew, and not what was compared
     (told,) = pairwise.told(a, b).values()
-    assert told["all"].a + told["all"].b + told["all"].ties == 13
+    assert told["all"].a + told["all"].b + told["all"].ties == 12 and told["all"].missing == 2
 
 
 @pytest.mark.parametrize(("said", "expected"), [
-    ("first", (0, 2, 12, 0, 12)), ("tie", (0, 2, 12, 0, 0)), ("nonsense", (0, 2, 0, 12, 0)),
+    ("first", (0, 1, 12, 0, 12)), ("tie", (0, 1, 12, 0, 0)), ("nonsense", (0, 1, 0, 12, 0)),
 ])  # fmt: skip
 def test_a_judge_without_a_preference_makes_no_winner(two, stand, said, expected):
     stand.turns = [prefers(said)]
@@ -478,6 +496,62 @@ def test_a_judge_without_a_preference_makes_no_winner(two, stand, said, expected
     stand.turns = [prefers("tie")]
     again = pairwise.run(*two, judge(stand), retry=True)["all"]
     assert (again.failed, again.ties) == (0, found.ties + found.failed)
+
+
+def test_pairs_show_the_moments_that_both_edits_share(openve_bench, tmp_path):
+    (item, *_) = suites.read("openve", openve_bench)
+    source = np.zeros((33, 48, 64, 3), np.uint8) + np.arange(33, dtype=np.uint8)[:, None, None, None] * 7
+    folders = []
+    for name, count in (("long", 33), ("short", 9)):
+        folder = Folder.begin(tmp_path / name, {"bench": "x", "system": {"name": name}}, [
+            dataclasses.replace(item, source=clips.save_exactly(tmp_path / "source.mkv", source, 16)),
+        ])  # fmt: skip
+        made = clips.save_exactly(tmp_path / f"{name}.mkv", source[:count], 8)  # whose rate was lost
+        folder.note_edit(Edit(item.id, DONE, made, align="frames"))
+        folders.append(folder)
+    asked = []
+
+    def prefer(pairs, attempt):
+        asked.extend(pairs)
+        return [("tie", "")] * len(pairs)
+
+    pairwise.run(*folders, SimpleNamespace(name="j", identity="j", frames=5, prefer=prefer))
+    (one, other), (back, forth) = asked
+    for case in (one, other, back, forth):
+        assert case.source[:, 0, 0, 0].tolist() == case.edit[:, 0, 0, 0].tolist() == [0, 14, 28, 42, 56]
+
+
+def test_a_judge_that_refuses_pairs_is_told_so(two):
+    a, b = two
+
+    def refuses(pairs, attempt):
+        return [ValueError("At most 4 images.")] * len(pairs)
+
+    with pytest.raises(Unavailable, match=r"refuses every pair, at last so: At most 4 images\. Mend that"):
+        pairwise.run(a, b, SimpleNamespace(name="j", identity="j", frames=2, prefer=refuses))
+    (found,) = pairwise.told(a, b).values()
+    assert (found["all"].failed, found["all"].missing) == (scoring.REFUSED - 1, len(b.items) - scoring.REFUSED)
+
+
+def test_what_is_not_made_yet_has_not_lost(two, tmp_path):
+    a, _ = two
+    begun = Folder.begin(tmp_path / "begun", a.run | {"system": {"name": "begun"}}, a.items)
+    found = pairwise.run(a, begun, SimpleNamespace(name="j", identity="j", frames=2, prefer=None))["all"]
+    assert (found.a, found.missing) == (0, len(a.items))
+
+
+def test_each_retry_asks_in_another_way(two, stand):
+    a, b = two
+    stand.turns = [prefers("nonsense")]
+    made = judge(stand)
+    for _ in range(2):
+        scoring.run(b, made, retry=True)
+        pairwise.run(a, b, made, retry=True)
+    asked = len(stand.seen)
+    scoring.run(b, made, retry=True)
+    pairwise.run(a, b, made, retry=True)
+    assert len(stand.seen) > asked  # not the answers that are known already
+    assert {one.attempts for (one,) in verdicts(b, made).values()} == {3 * scoring.ATTEMPTS}
 
 
 def test_two_processes_do_not_ask_the_same_twice(two, stand):

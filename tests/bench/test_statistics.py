@@ -30,3 +30,20 @@ def test_sums_that_are_alike_stay_so_in_thirds():
         points = after.sum(axis=1) - before.sum(axis=1)
         told = statistics.sign_flip(np.where(points == 0, 0, differences))
         assert told == pytest.approx(exactly(points)), points
+
+
+def test_a_few_items_do_not_look_certain():
+    alone = statistics.mean({"a": [3.0]})
+    assert (alone.value, alone.low, alone.high, alone.text()) == (3.0, None, None, "3.00")
+    apart = statistics.mean({"a": [1.0], "b": [3.0], "c": [5.0]})  # one of each category
+    assert apart.value == 3 and apart.low < 2 and apart.high > 4
+    assert statistics.mean({"a": [1.0], "b": [3.0], "c": [5.0]}, macro=True).low < 2
+    all_right = statistics.mean({"a": [1.0] * 30, "b": [1.0] * 26})
+    assert (all_right.value, round(all_right.low, 2), all_right.high) == (1.0, 0.94, 1.0)  # Wilson's, of 56 of 56
+
+
+def test_a_mean_of_groups_weighs_them_alike():
+    groups = {"a": [1.0, 1.0, 2.0, 2.0], "b": [4.0, 5.0], "c": [3.0]}
+    found = statistics.mean(groups, macro=True)
+    assert found.value == pytest.approx((1.5 + 4.5 + 3) / 3) and found.low < found.value < found.high
+    assert found.low >= (1 + 4 + 3) / 3 and found.high <= (2 + 5 + 3) / 3

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,3 +134,11 @@ def test_a_run_that_is_another_is_refused(tmp_path):
             Folder.begin(tmp_path / "run", run, chosen)
     with pytest.raises(FileNotFoundError, match="There is no run in"):
         Folder(tmp_path)
+
+
+def test_nano_benchs_media_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = suites.nano(Path("run"), share=0.01)
+    monkeypatch.chdir("/")
+    assert all(path.is_file() for item in found for path in (item.source, item.reference) if path is not None)
+    assert any(item.reference for item in found)

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from kiwi_core.atomic import replacing
 
+from .. import lock
+from ..asking import Unavailable
 from ..metrics import read_lines, write_lines
 from ..nano import bench as nano_bench
 from ..nano import measure, world
@@ -24,7 +26,7 @@ from ..nano.edits import Edit
 from ..refvie.frames import spread
 from .items import BACKGROUND, BACKGROUNDS, INSTRUCTION, SUBJECT
 from .judges import Case, Judge
-from .scoring import ATTEMPTS, answered
+from .scoring import ATTEMPTS, UNREADABLE, answered
 
 RIGHT, FAULTS = "right", ("wrong", "partial", "unedited")
 MIN_AGREEMENT, MIN_CATEGORY = 0.8, 0.6
@@ -62,8 +64,18 @@ def run(judge: Judge, out: Path, count: int = ITEMS, attempts: int = ATTEMPTS) -
     if count < 1:
         raise ValueError(f"--items is {count}; give at least 1.")
     out.mkdir(parents=True, exist_ok=True)
+    with lock.alone(out / ".lock", f"Another process audits in {out}; wait for it."):
+        return _run(judge, out, count, attempts)
+
+
+def _run(judge: Judge, out: Path, count: int, attempts: int) -> dict:
     path = out / RESULTS
-    lines = [line for line in read_lines(path) if line["identity"] == judge.identity]
+    lines = read_lines(path)
+    for line in lines:
+        if line["identity"] != judge.identity:
+            raise ValueError(f"{out} holds the audit of another judge, or of other settings; use another --out.")
+    # What had no answer is asked anew: the judge may have been mended.
+    lines = [line for line in lines if line["scores"] is not None]
     write_lines(path, lines)
     known = {(line["item"], line["version"]): line for line in lines}
     chosen = nano_bench.items({"seen": count})
@@ -72,11 +84,17 @@ def run(judge: Judge, out: Path, count: int = ITEMS, attempts: int = ATTEMPTS) -
             asked = [version for version in (RIGHT, *FAULTS) if (item.name, version) not in known]
             cases = [case(item.edit, version, judge.frames, item.seed) for version in asked]
             for version, (answer, _) in zip(asked, answered(judge.score, cases, attempts)):
-                scores = None if answer is None or isinstance(answer, ValueError) else answer.scores
-                line = {"identity": judge.identity, "item": item.name, "version": version, "scores": scores}
+                unread = answer is None or isinstance(answer, ValueError)
+                line = {"identity": judge.identity, "item": item.name, "version": version}
+                line |= {"scores": None if unread else answer.scores}
+                if unread:
+                    line["reason"] = UNREADABLE if answer is None else " ".join(str(answer).split())
                 known[item.name, version] = line
                 file.write(json.dumps(line) + "\n")
             file.flush()
+    if all(line["scores"] is None for line in known.values()):
+        reason = next(iter(known.values()))["reason"]
+        raise Unavailable(f"{judge.name} scored no edit, at first so: {reason} Mend that, then go on.")
     found = found_out(judge, {item.name: item.edit.category for item in chosen}, known)
     with replacing(out / FILE) as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -137,6 +155,7 @@ def found_out(judge: Judge, categories: dict[str, str], lines: dict[tuple[str, s
         "passed": agreement >= MIN_AGREEMENT and min(by_category.values()) >= MIN_CATEGORY,
         "bounds": {"agreement": MIN_AGREEMENT, "category": MIN_CATEGORY},
         "orders": [asdict(one) for one in counted],
+        "reasons": sorted({line["reason"] for line in lines.values() if line.get("reason")}),
     }  # fmt: skip
 
 
@@ -162,6 +181,8 @@ def text(found: dict) -> str:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "| category | agreement |", "|---|---|"]
     lines += [f"| {name} | {100 * share:.0f}% |" for name, share in found["by_category"].items()]
+    if found.get("reasons"):
+        lines += ["", "Unread:", *(f"- {reason}" for reason in found["reasons"])]
     return "\n".join(lines) + "\n"
 
 

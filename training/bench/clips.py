@@ -28,10 +28,24 @@ class Both:
     rate: Fraction
     """Frames of the edit a second."""
 
+    moments: np.ndarray
+    """Where each frame stands on the source's clock, in seconds."""
+
     def some(self, most: int) -> Both:
         """At most so many, evenly from the first to the last."""
-        places = spread(len(self.edit), most)
-        return Both(self.source[places], self.edit[places], self.rate)
+        return self.at(spread(len(self.edit), most))
+
+    def at(self, places: np.ndarray) -> Both:
+        """The frames at these places."""
+        return Both(self.source[places], self.edit[places], self.rate, self.moments[places])
+
+
+def together(one: Both, other: Both, most: int) -> tuple[Both, Both]:
+    """At most so many moments that two edits of one source share, evenly from the first to the last."""
+    end = min(one.moments[-1], other.moments[-1])
+    count = min(most, *(int((both.moments <= end + 1e-9).sum()) for both in (one, other)))
+    wanted = np.linspace(0, end, count)
+    return tuple(both.at(abs(both.moments[:, None] - wanted).argmin(axis=0)) for both in (one, other))
 
 
 def read(source: Path, edit: Path, align: str) -> Both:
@@ -47,7 +61,8 @@ def read(source: Path, edit: Path, align: str) -> Both:
     frames = before.frames[places]
     if frames.shape[1:3] != (height, width):
         frames = resize_frames(frames, height, width)
-    return Both(frames, after.frames[: len(places)], after.frame_rate)
+    clock = before.frame_rate if align == FRAMES else after.frame_rate
+    return Both(frames, after.frames[: len(places)], after.frame_rate, np.arange(len(places)) / float(clock))
 
 
 def matched(count: int, rate: Fraction, edited: int, edited_rate: Fraction, align: str) -> np.ndarray:

@@ -41,13 +41,16 @@ class Comparison:
     """By category and under "all"; without a judge by metric, turned so that more is better."""
     alone: tuple[int, int]
     """Items that only A, and only B, has anything to say of."""
+    lacking: int
+    """Of A's, those that B was asked as well."""
     max_drop: float | None
     dropped: tuple[str, ...]
     """What fell by more than ``max_drop``."""
 
     @property
     def passed(self) -> bool:
-        return not self.dropped
+        """Nothing fell, and no edit is lacking of which it cannot be told."""
+        return self.max_drop is None or not (self.dropped or self.lacking)
 
     def text(self) -> str:
         """A table in Markdown, and the word of the gate."""
@@ -62,7 +65,8 @@ class Comparison:
             left_out = zip(self.alone, (self.a, self.b))
             lines += ["", f"Left out: {', '.join(f'{count} items that only {name} has' for count, name in left_out)}."]
         if self.max_drop is not None:
-            told = "passed" if self.passed else f"failed by {', '.join(self.dropped)}"
+            lacking = (f"{self.lacking} items that {self.b} lacks",) if self.lacking else ()
+            told = "passed" if self.passed else f"failed by {', '.join((*self.dropped, *lacking))}"
             lines += ["", f"Allowed drop {self.max_drop:g}: {told}."]
         return "\n".join(lines)
 
@@ -71,7 +75,7 @@ def compare(
     a: Folder, b: Folder, judge: str | None = None, max_drop: float | None = None, per_category: bool = False
 ) -> Comparison:
     """Compare two runs by the judge that has scored both, or by their metrics if none has. A failed item counts as the
-    lowest score, so that fewer edits cannot look better.
+    lowest score, and what B was asked and lacks fails the gate, so that fewer edits cannot look better.
 
     Args:
         judge: name of the judge's folder, where several have scored both. max_drop: how far the mean may fall; without
@@ -88,16 +92,18 @@ def compare(
     names = _named(a, b)
     chosen = _judge(a, b, judge)
     if chosen is None:
-        differences, alone = _numbers(a, b, both)
+        if per_category and max_drop is not None:
+            raise ValueError("Without a judge --max-drop holds for metrics, not for categories; leave --per-category.")
+        differences, alone, lacking = _numbers(a, b, both)
         told = NO_JUDGE
     else:
-        differences, alone = _scores(a, b, chosen, both)
+        differences, alone, lacking = _scores(a, b, chosen, both)
         told = b.judge(chosen)["model"]
     dropped = ()
     if max_drop is not None:
         judged = differences if chosen is None or per_category else {ALL: differences[ALL]}
         dropped = tuple(name for name, one in judged.items() if one.mean.value < -max_drop - _NEAR)
-    return Comparison(*names, told, differences, alone, max_drop, dropped)
+    return Comparison(*names, told, differences, alone, lacking, max_drop, dropped)
 
 
 def _named(a: Folder, b: Folder) -> tuple[str, str]:
@@ -125,24 +131,30 @@ def _judge(a: Folder, b: Folder, judge: str | None) -> str | None:
     return both[0]
 
 
-def _scores(a: Folder, b: Folder, judge: str, both: Sequence[str]) -> tuple[dict[str, Difference], tuple[int, int]]:
+_Found = tuple[dict[str, Difference], tuple[int, int], int]
+
+
+def _scores(a: Folder, b: Folder, judge: str, both: Sequence[str]) -> _Found:
     found = [{one.item.id: one for one in results.of(folder, judge).items} for folder in (a, b)]
     pairs: dict[str, list[float]] = {}
     alone = [sum(one.counted is not None for name, one in told.items() if name not in both) for told in found]
+    lacking = 0
     for name in both:
         before, after = (told[name].counted for told in found)
         if before is None or after is None:
             alone[0] += before is not None
             alone[1] += after is not None
+            lacking += before is not None
             continue
         pairs.setdefault(found[1][name].item.category, []).append(after - before)
     if not pairs:
         raise ValueError("No item was scored in both runs; score them first.")
     own = {f"category {name}" if name == ALL else name: values for name, values in pairs.items()}
-    return {ALL: _difference(pairs)} | {name: _difference({name: one}) for name, one in own.items()}, tuple(alone)
+    by_category = {name: _difference({name: one}) for name, one in own.items()}
+    return {ALL: _difference(pairs)} | by_category, tuple(alone), lacking
 
 
-def _numbers(a: Folder, b: Folder, both: Sequence[str]) -> tuple[dict[str, Difference], tuple[int, int]]:
+def _numbers(a: Folder, b: Folder, both: Sequence[str]) -> _Found:
     from .exact import METRICS as EXACT
     from .metrics import METRICS
     from .metrics.table import LESS
@@ -151,10 +163,11 @@ def _numbers(a: Folder, b: Folder, both: Sequence[str]) -> tuple[dict[str, Diffe
     better = {name: one.better for name, one in (METRICS | EXACT).items()}
     categories = {item.id: item.category for item in b.items}
     found: dict[str, dict[str, list[float]]] = {}
-    alone = [sum(name not in both for name in told) for told in known]
+    alone, lacking = [sum(name not in both for name in told) for told in known], 0
     for item in both:
         if not all(item in told for told in known):
             alone = [count + (item in told) for count, told in zip(alone, known)]
+            lacking += item in known[0]
             continue
         before, after = (told[item].values for told in known)
         for name, sign in better.items():
@@ -163,7 +176,7 @@ def _numbers(a: Folder, b: Folder, both: Sequence[str]) -> tuple[dict[str, Diffe
                 found.setdefault(name, {}).setdefault(categories[item], []).append(change)
     if not found:
         raise ValueError("Nothing was scored or measured in both runs; do that first.")
-    return {name: _difference(groups) for name, groups in found.items()}, tuple(alone)
+    return {name: _difference(groups) for name, groups in found.items()}, tuple(alone), lacking
 
 
 def _difference(groups: dict[str, list[float]]) -> Difference:

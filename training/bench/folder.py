@@ -76,6 +76,7 @@ class Verdict:
     """The scores as the judge gave them."""
     reason: str = ""
     attempts: int = 1
+    """How often the judge was asked, in earlier calls too."""
     error: str = ""
 
 

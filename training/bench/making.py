@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from kiwi_core import geometry, media
 
+from ..asking import Unavailable
 from ..data.media import VIDEO_SUFFIXES
 from . import clips
 from .folder import DONE, FAILED, FRAMES, Edit, Folder
@@ -89,7 +90,6 @@ def copy(settings: Settings) -> System:
 def kiwi(model: str, settings: Settings, device: str = "auto", offload: str = "none") -> System:
     """Kiwi-Edit, from a released folder or by its name on the hub; loaded at once."""
     import torch
-    from PIL import Image
 
     from kiwi_core.cli.edit import device_for, load
 
@@ -104,13 +104,21 @@ def kiwi(model: str, settings: Settings, device: str = "auto", offload: str = "n
         clip = media.load_video(item.source, max_frames=settings.frames)
         height, width = geometry.fit_size(*clip.frames.shape[1:3], settings.max_pixels, pipe.multiple)
         frames = pipe(
-            item.prompt, clip.frames, item.reference and Image.open(item.reference).convert("RGB"),
+            item.prompt, clip.frames, item.reference and media.load_image(item.reference),
             height=height, width=width, num_frames=len(clip.frames), num_inference_steps=settings.steps,
             shift=settings.shift, generator=torch.Generator("cpu").manual_seed(item.seed),
         ).frames  # fmt: skip
         return frames, clip.frame_rate
 
     return make
+
+
+class _Broken(Exception):
+    """What no input explains: a bug, or a machine that is broken."""
+
+
+_MOST_BROKEN = 5
+"""Edits that break in a row: then none of them is at fault."""
 
 
 def run(folder: Folder, load: Callable[[], System], retry: bool = False) -> None:
@@ -123,12 +131,31 @@ def run(folder: Folder, load: Callable[[], System], retry: bool = False) -> None
     if not waiting:
         return
     system = load()
+    broken: list[tuple[Item, Edit]] = []  # not noted before one goes well: then it was theirs
     for item in tqdm(waiting, desc="edits", unit="item", mininterval=2, dynamic_ncols=True):
         with _claimed(folder.path / CLAIMS / f"{item.id}.lock") as mine:
             if mine and _waits(folder, item, retry):
-                folder.note_edit(_made(folder, item, system))
+                try:
+                    folder.note_edit(_made(folder, item, system))
+                except _Broken as error:
+                    broken.append((item, _failed(item, error)))
+                    if len(broken) == _MOST_BROKEN:
+                        raise Unavailable(
+                            f"{len(broken)} edits in a row broke, at last so: {broken[-1][1].error} Mend that; the "
+                            "same command goes on."
+                        ) from error
+                else:
+                    _note(folder, broken, retry)
+    _note(folder, broken, retry)
     with contextlib.suppress(OSError):  # others may still hold some
         (folder.path / CLAIMS).rmdir()
+
+
+def _note(folder: Folder, broken: list[tuple[Item, Edit]], retry: bool) -> None:
+    for item, edit in broken:
+        if _waits(folder, item, retry):  # no other process has made it meanwhile
+            folder.note_edit(edit)
+    broken.clear()
 
 
 def _waits(folder: Folder, item: Item, retry: bool) -> bool:
@@ -150,7 +177,7 @@ def _made(folder: Folder, item: Item, system: System) -> Edit:
         return _failed(item, error)
     except Exception as error:
         logger.exception("%s failed.", item.id)
-        return _failed(item, f"{type(error).__name__}: {error}")
+        raise _Broken(f"{type(error).__name__}: {error}") from error
     return Edit(item.id, DONE, path, seconds, FRAMES)
 
 

@@ -5,6 +5,7 @@ Each pair is shown in both orders, since judges favour a place; only what is pre
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import hashlib
 import json
@@ -14,11 +15,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from kiwi_core import geometry
+
 from .. import lock
+from ..asking import Unavailable
+from ..intervals import wilson
 from ..metrics import read_lines, write_lines
-from . import scoring
+from . import clips, scoring
 from .folder import DONE, Folder
 from .items import Item
+from .judges import Case
 from .judges.rubrics import FIRST, SECOND, ChatJudge
 
 A, B, TIE, FAILED_ITEM = "a", "b", "tie", "failed"
@@ -27,7 +33,7 @@ ALL, FOLDER = "all", "pairwise"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Counts of wins; an edit that is not there loses against one that is, and two that are not are a tie."""
+    """Counts of wins; an edit that failed loses against one that did not, and two that did are a tie."""
 
     a: int
     b: int
@@ -36,6 +42,8 @@ class Outcome:
     """Pairs without an answer that could be read."""
     torn: int
     """Of the ties, those where the judge preferred whichever came in the same place."""
+    missing: int
+    """Pairs that were not asked about yet, or of which an edit is still to be made."""
 
     @property
     def rate(self) -> float:
@@ -45,8 +53,6 @@ class Outcome:
 
     def interval(self) -> tuple[float, float]:
         """95% interval of the rate (Wilson's)."""
-        from ..nano.bench import wilson
-
         count = self.a + self.b + self.ties
         return wilson(self.b + self.ties / 2, count)
 
@@ -65,7 +71,7 @@ def run(
     Args:
         retry: also what had no answer that could be read; it is asked with more warmth.
 
-    Raises ValueError where the runs share no item, or the judge cannot compare.
+    Raises ValueError where the runs share no item, or the judge cannot compare; Unavailable where it refuses all.
     """
     if not hasattr(judge, "prefer"):
         raise ValueError(f"The judge {judge.name} cannot compare two edits; use a model of language and pictures.")
@@ -84,10 +90,19 @@ def _asked(
     write_lines(path, read_lines(path))
     known = _known(path, a, b)
     failed = {name for name, line in known.items() if line["better"] == FAILED_ITEM} if retry else set()
+    made = [item for item in both if all(folder.edit(item) is not None for folder in (a, b))]
+    refused = 0
     with path.open("a", encoding="utf-8") as file:
-        for item in tqdm(both, desc=f"{judge.name}, two by two", unit="pair", mininterval=2, dynamic_ncols=True):
+        for item in tqdm(made, desc=f"{judge.name}, two by two", unit="pair", mininterval=2, dynamic_ncols=True):
             if item.id not in known or item.id in failed:
-                line = _compared(a, b, item, judge, attempts, attempts if item.id in failed else 0)
+                first = known[item.id].get("asked", attempts) if item.id in failed else 0
+                line = _compared(a, b, item, judge, attempts, first)
+                refused = refused + 1 if line.pop("refused", False) else 0
+                if refused == scoring.REFUSED:
+                    raise Unavailable(
+                        f"{judge.name} refuses every pair, at last so: {line['reasons'][0]} Mend that, then go on with "
+                        "--retry-failed."
+                    )
                 known[item.id] = line | {"edits": _edits(a, b, item.id)}
                 file.write(json.dumps(known[item.id]) + "\n")
                 file.flush()
@@ -98,9 +113,8 @@ def told(a: Folder, b: Folder) -> dict[str, dict[str, Outcome]]:
     """What judges have said of two runs so far, by the judge's folder name; of edits that are still the same."""
     both, found = _shared(a, b), {}
     for path in sorted((b.path / FOLDER).glob(f"*{glob.escape(_against(a))}")):
-        known = _known(path, a, b)
-        if some := [item for item in both if item.id in known]:
-            found[path.name.removesuffix(_against(a))] = _by_category(some, known)
+        if known := _known(path, a, b):
+            found[path.name.removesuffix(_against(a))] = _by_category(both, known)
     return found
 
 
@@ -120,34 +134,44 @@ def _known(path: Path, a: Folder, b: Folder) -> dict[str, dict]:
 
 
 def _by_category(items: Sequence[Item], known: Mapping[str, dict]) -> dict[str, Outcome]:
-    found = {ALL: _counted([known[item.id] for item in items])}
+    found = {ALL: _counted([known.get(item.id) for item in items])}
     for category in dict.fromkeys(item.category for item in items):
-        found[category] = _counted([known[item.id] for item in items if item.category == category])
+        found[category] = _counted([known.get(item.id) for item in items if item.category == category])
     return found
 
 
 def _compared(a: Folder, b: Folder, item: Item, judge: ChatJudge, attempts: int, first: int) -> dict:
-    line = {"item": item.id, "better": TIE, "reasons": [], "torn": False}
+    line = {"item": item.id, "better": TIE, "reasons": [], "torn": False, "asked": 0}
     there = [_there(folder, item) for folder in (a, b)]
     if not all(there):
         return line | {"better": A if there[0] else B if there[1] else TIE}
     try:
-        one, other = (scoring.case_of(folder, item, judge.frames) for folder in (a, b))
+        one, other = _cases(a, b, item, judge.frames)
     except (ValueError, FileNotFoundError) as error:
         return line | {"better": FAILED_ITEM, "reasons": [str(error)]}
-    if one.edit.shape != other.edit.shape:
-        from kiwi_core.geometry import resize_frames
-
-        other_edit = resize_frames(other.edit, *one.edit.shape[1:3])
-        other = type(other)(other.kind, other.category, other.prompt, one.source, other_edit, other.reference)
     answers = scoring.answered(judge.prefer, [(one, other), (other, one)], attempts, first)
-    if any(answer is None or isinstance(answer, ValueError) for answer, _ in answers):
+    line["asked"] = first + max(times for _, times in answers)
+    if refusals := [answer for answer, _ in answers if isinstance(answer, ValueError)]:
+        return line | {"better": FAILED_ITEM, "reasons": [" ".join(str(refusals[0]).split())], "refused": True}
+    if any(answer is None for answer, _ in answers):
         return line | {"better": FAILED_ITEM, "reasons": [scoring.UNREADABLE]}
     (forth, why), (back, why_back) = (answer for answer, _ in answers)
     line["reasons"] = [why, why_back]
     if {forth, back} == {FIRST, SECOND}:
         return line | {"better": A if forth == FIRST else B}
     return line | {"torn": forth == back and forth in (FIRST, SECOND)}
+
+
+def _cases(a: Folder, b: Folder, item: Item, frames: int) -> tuple[Case, Case]:
+    """Both edits at the same moments, of one size, beside the same frames of the source."""
+    edits = [folder.edit(item) for folder in (a, b)]
+    read = [clips.read(item.source, edit.path, edit.align) for edit in edits]
+    one, other = clips.together(*read, frames)
+    case = scoring.shown(item, one)
+    edit = other.edit
+    if edit.shape != one.edit.shape:
+        edit = geometry.resize_frames(edit, *one.edit.shape[1:3])
+    return case, dataclasses.replace(case, edit=edit)
 
 
 def _edits(a: Folder, b: Folder, item: str) -> list[str]:
@@ -160,18 +184,18 @@ def _there(folder: Folder, item: Item) -> bool:
     return edit is not None and edit.status == DONE
 
 
-def _counted(lines: Sequence[dict]) -> Outcome:
-    told = [line["better"] for line in lines]
-    return Outcome(
-        told.count(A), told.count(B), told.count(TIE), told.count(FAILED_ITEM), sum(line["torn"] for line in lines)
-    )
+def _counted(lines: Sequence[dict | None]) -> Outcome:
+    there = [line for line in lines if line is not None]
+    told = [line["better"] for line in there]
+    counts = (told.count(kind) for kind in (A, B, TIE, FAILED_ITEM))
+    return Outcome(*counts, sum(line["torn"] for line in there), len(lines) - len(there))
 
 
 def text(found: dict[str, Outcome], a: str, b: str) -> str:
     """Counts as a table in Markdown."""
-    lines = [f"| | {a} better | {b} better | ties (torn) | failed | {b} wins |", "|---|---|---|---|---|---|"]
+    lines = [f"| | {a} better | {b} better | ties (torn) | failed | missing | {b} wins |", "|---" * 7 + "|"]
     lines += [
-        f"| {name} | {one.a} | {one.b} | {one.ties} ({one.torn}) | {one.failed} | {one.text()} |"
+        f"| {name} | {one.a} | {one.b} | {one.ties} ({one.torn}) | {one.failed} | {one.missing} | {one.text()} |"
         for name, one in found.items()
     ]
     return "\n".join(lines) + "\n"

@@ -26,7 +26,7 @@ UNREADABLE = "No answer of the judge could be read."
 ATTEMPTS = 3
 _AT_ONCE = 16
 """Edits that a judge is given together: what a kill may cost."""
-_REFUSED = 8
+REFUSED = 8
 """Edits that are given together and all refused: then no edit is at fault."""
 
 
@@ -111,9 +111,14 @@ def note(folder: Folder, judge: Judge, audit: dict | None) -> None:
 def case_of(folder: Folder, item: Item, frames: int, repeat: int = 0) -> Case:
     """An item's edit as a judge sees it. Raises ValueError or FileNotFoundError for what cannot be read."""
     edit = folder.edit(item)
-    both = clips.read(item.source, edit.path, edit.align).some(frames)
+    case = shown(item, clips.read(item.source, edit.path, edit.align).some(frames))
+    return dataclasses.replace(case, repeat=repeat)
+
+
+def shown(item: Item, both: clips.Both) -> Case:
+    """What a judge sees of an edit. Raises ValueError or FileNotFoundError for a reference that cannot be read."""
     reference = None if item.reference is None else np.asarray(media.load_image(item.reference))
-    return Case(item.kind, item.category, item.prompt, both.source, both.edit, reference, repeat)
+    return Case(item.kind, item.category, item.prompt, both.source, both.edit, reference)
 
 
 @dataclass(frozen=True)
@@ -136,15 +141,19 @@ def _judged(folder: Folder, judge: Judge, asked: Sequence[_Asked], attempts: int
             cases[one] = dataclasses.replace(case, repeat=one.repeat)
         except (ValueError, FileNotFoundError) as error:
             found[one] = Verdict(one.item.id, one.repeat, FAILED, error=_line(error))
+    if not cases and len({one.item.id for one in asked}) >= REFUSED:
+        first = next(iter(found.values()))
+        raise Unavailable(f"No clip of {len(found)} can be read, the first so: {first.error} Mend that, then go on.")
     answers: dict[_Asked, tuple[object, int]] = {}
     for first in sorted({one.first for one in cases}):
         some = [one for one in cases if one.first == first]
         answers |= zip(some, answered(judge.score, [cases[one] for one in some], attempts, first))
     refused = [answer for answer, _ in answers.values() if isinstance(answer, ValueError)]
-    if len(refused) >= _REFUSED and len(refused) == len(answers):
+    if len(refused) >= REFUSED and len(refused) == len(answers):
         raise Unavailable(f"{judge.name} refuses every edit, at last so: {_line(refused[-1])} Mend that, then go on.")
     for one, (answer, times) in answers.items():
-        found[one] = _verdict(one.item.id, one.repeat, answer, times)
+        # Counted on over calls: what could not be read is asked in another way each time.
+        found[one] = _verdict(one.item.id, one.repeat, answer, one.first + times)
     return [found[one] for one in asked]
 
 

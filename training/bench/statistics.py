@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..intervals import wilson
+
 RESAMPLES = 2000
 _SEED = 20260302
 _EXACT = 14
@@ -17,7 +19,7 @@ _FLIPS = 10_000
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and its 95% interval, None of no values."""
+    """A mean and its 95% interval, None of no values; one value has no interval."""
 
     value: float | None
     low: float | None
@@ -27,11 +29,16 @@ class Mean:
     def text(self, digits: int = 2) -> str:
         if self.value is None:
             return "-"
+        if self.low is None:
+            return f"{self.value:.{digits}f}"
         return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 
 def mean(groups: Mapping[str, Sequence[float]], macro: bool = False) -> Mean:
     """The mean of items' values with a bootstrap interval; items are drawn anew within each group.
+
+    Groups of one item, which tell nothing of how values vary, are drawn from together. Of values that are all 0 or 1
+    the interval is Wilson's, which knows that one of a few may be otherwise.
 
     Args:
         groups: values by group, such as an item's category. macro: the mean of the groups' means instead of the items'.
@@ -40,15 +47,22 @@ def mean(groups: Mapping[str, Sequence[float]], macro: bool = False) -> Mean:
     count = sum(map(len, known))
     if not count:
         return Mean(None, None, None, 0)
-    sizes = np.array([1.0 if macro else len(values) for values in known])
-    weights = sizes / sizes.sum()
+    every = np.concatenate(known)
+    value = float(np.mean([values.mean() for values in known]) if macro else every.mean())
+    if count == 1:
+        return Mean(value, None, None, count)
+    if not macro and np.isin(every, (0, 1)).all():
+        return Mean(value, *wilson(int(every.sum()), count), count)
+    strata = [(values, 1 if macro else len(values)) for values in known if len(values) > 1]
+    lone = [values for values in known if len(values) == 1]
+    strata += [(np.concatenate(lone), len(lone))] if len(lone) > 1 else [(values, 1) for values in lone]
+    weights = np.array([weight for _, weight in strata], float)
     rng = np.random.default_rng(_SEED)
     drawn = np.stack([
-        values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1) for values in known
+        values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1) for values, _ in strata
     ])  # fmt: skip
-    low, high = np.percentile(weights @ drawn, [2.5, 97.5])
-    value = np.mean([values.mean() for values in known]) if macro else np.concatenate(known).mean()
-    return Mean(float(value), float(low), float(high), count)
+    low, high = np.percentile(weights / weights.sum() @ drawn, [2.5, 97.5])
+    return Mean(value, float(low), float(high), count)
 
 
 def sign_flip(differences: Sequence[float]) -> float:

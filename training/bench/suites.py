@@ -63,7 +63,7 @@ def nano(out: Path, share: float = 1.0) -> list[Item]:
     if not 0 < share <= 1:
         raise ValueError(f"--share is {share}; give a number above 0, up to 1.")
     counts = {split: max(1, round(share * count)) for split, count in NANO_COUNTS.items()}
-    found = []
+    found, out = [], out.absolute()
     for item in nano_bench.items(counts):
         name, edit = item.name.replace("/", "-"), item.edit
         source, reference = out / "sources" / f"{name}.mkv", None
@@ -73,7 +73,7 @@ def nano(out: Path, share: float = 1.0) -> list[Item]:
             reference = out / "sources" / f"{name}.png"
             if not reference.is_file():
                 _save_picture(reference, edit.reference_picture())
-        found.append(Item(name, edit.category, edit.prompt, source.absolute(), reference, None, item.seed))
+        found.append(Item(name, edit.category, edit.prompt, source, reference, None, item.seed))
     return found
 
 

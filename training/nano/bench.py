@@ -23,6 +23,7 @@ from kiwi_core.checkpoints.lazy import load
 from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.pipeline import KiwiEditPipeline
 
+from ..intervals import wilson
 from ..metrics import read_lines, write_lines
 from . import edits, measure, settings, world
 from .edits import Edit
@@ -156,16 +157,6 @@ def keep_settings(folder: Path, model: str, steps: int) -> None:
     drawn = "".join(f"{item.name}: {item.edit}\n" for item in items())
     found = {"model": model, "steps": steps, "items": hashlib.sha256(drawn.encode()).hexdigest()[:16]}
     settings.keep(folder / SETTINGS, found)
-
-
-def wilson(successes: int, count: int) -> tuple[float, float]:
-    """95% interval of a rate."""
-    if not count:
-        return 0.0, 1.0
-    z, rate = 1.96, successes / count
-    middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    reach = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def rate(results: Sequence[dict], field: str = "success") -> str:

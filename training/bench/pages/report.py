@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from kiwi_core.atomic import replacing
 from ...refvie.pages import page
 from ...refvie.pages.page import section, text
 from .. import exact, pairwise, published, results
-from ..folder import Folder
+from ..folder import FAILED, Folder
 from ..items import HIGHEST, LOWEST
 from ..metrics import METRICS
 from ..results import FAILURES, Results
@@ -210,10 +211,10 @@ def _two_by_two(pairs: Sequence[_Pair]) -> str:
     for pair in pairs:
         a, b = text(pair.a), text(pair.b)
         columns = {"category": ""} | dict.fromkeys(
-            (f"{a} better", f"{b} better", "ties", "torn", "failed", f"{b} wins"), "number"
+            (f"{a} better", f"{b} better", "ties", "torn", "failed", "missing", f"{b} wins"), "number"
         )
         rows = [
-            (text(name.replace("_", " ")), *map(str, (one.a, one.b, one.ties, one.torn, one.failed)), one.text())
+            (text(name.replace("_", " ")), *map(str, dataclasses.astuple(one)), one.text())
             for name, one in pair.found.items()
         ]
         heading = f"<h3>{b} against {a}, by {text(pair.judge)}</h3>"
@@ -269,13 +270,18 @@ def _failures(runs: Sequence[Run], judged: Sequence[tuple[Run, Results]]) -> str
         (text(run.name), f"<code>{text(item.item.id)}</code>", text(item.status), text(item.reason))
         for run, one in judged for item in one.items if item.status in FAILURES
     ] + [
+        (text(run.name), f"<code>{text(item.id)}</code>", "no edit", text(edit.error))
+        for run in runs if not run.judged for item in run.folder.items
+        if (edit := run.folder.edit(item)) is not None and edit.status == FAILED
+    ] + [
         (text(run.name), f"<code>{text(item)}</code>", "not measured", text(why))
         for run in runs for item, why in run.numbers.failed.items()
     ]  # fmt: skip
     if not rows:
         return section("Failures", "There are none.", "")
     table = page.table(dict.fromkeys(("system", "item", "what", "why"), ""), dict.fromkeys(rows))
-    return section("Failures", "Each counts as the lowest score.", f'<div class="card">{table}</div>')
+    note = "For a judge's score each counts as the lowest; what was not measured is in no number."
+    return section("Failures", note, f'<div class="card">{table}</div>')
 
 
 _STYLE = """
