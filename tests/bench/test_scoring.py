@@ -142,6 +142,17 @@ def test_a_limited_and_a_stumbling_server_lose_nothing(folder, stand):
     assert scoring.run(folder, made) == scoring.Count(12, 0, 0)
 
 
+def test_answers_before_a_breakdown_are_kept(folder, stand, tmp_path):
+    stand.turns = [*[scores(3, 3, 3)] * 5, (503, {}, "later")]
+    made = open_judge(stand.url, Options(model="a-model", timeout=5, frames=2, workers=2), tmp_path / "answers.sqlite")
+    with pytest.raises(Unavailable, match="failed 3 times"):
+        scoring.run(folder, made)
+    stand.seen.clear()
+    stand.turns = [scores(3, 3, 3)]
+    assert scoring.run(folder, made) == scoring.Count(12, 0, 0)
+    assert len(stand.seen) == 12 - 5
+
+
 def test_a_slow_server_is_waited_for(folder, stand):
     def slow(body):
         time.sleep(0.05)
@@ -322,6 +333,19 @@ def test_what_google_refuses_is_told_without_the_key(googles, turn, kind, words)
         found = error
     assert isinstance(found, kind) and words in str(found) and KEY not in str(found)
     assert len(googles.seen) == (3 if code in (429, 500) else 1)
+
+
+def test_google_is_given_the_time_it_asks_for(googles):
+    told = {"error": {"code": 429, "message": "slow", "details": [
+        {"@type": "type.googleapis.com/google.rpc.QuotaFailure"},
+        {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.4s"},
+    ]}}  # fmt: skip
+    kind = {"Content-Type": "application/json"}
+    googles.turns = [(429, kind, json.dumps(told)), (200, kind, "no JSON"), googles.reply("fine")]
+    chat = google.GoogleChat("gemini-x", timeout=5, url=googles.url.removesuffix("/v1"))
+    started = time.monotonic()
+    assert chat.answers([Question("x", ("y",))]) == ["fine"]
+    assert time.monotonic() - started > 0.4
 
 
 def test_google_holding_an_answer_back_is_no_answer(googles):

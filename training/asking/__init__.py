@@ -6,8 +6,9 @@ runs here. :mod:`.reading` takes their words for JSON, strictly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,9 @@ MAX_NEW_TOKENS = 1024
 
 class Unavailable(RuntimeError):
     """The model cannot answer at all: no server, no memory, no file. One sentence that says what to do."""
+
+    answered: Mapping[int, str | ValueError] = MappingProxyType({})
+    """Answers that came before, by the place of their question: they may have been paid for."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 
 import numpy as np
 from PIL import Image
 
 from . import TEMPERATURE, Question, Unavailable
-from .remote import Later, Remote, check_workers, one_line
+from .remote import Later, Remote, check_workers, one_line, seconds
 
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 """Environment variables that may have the key; it is kept nowhere else."""
@@ -61,6 +62,8 @@ class GoogleChat(Remote):
             reply = self._client.models.generate_content(model=self.model, contents=parts, config=config)
         except self._errors.APIError as error:
             raise self._refusal(error) from None  # it has more of the reply than is told
+        except (self._errors.UnknownApiResponseError, json.JSONDecodeError):
+            raise Later("its reply cannot be read") from None
         except (OSError, *_transport_errors()) as error:
             raise Later(self._told(error) or type(error).__name__) from None
         return _text(reply)
@@ -75,7 +78,7 @@ class GoogleChat(Remote):
     def _refusal(self, error) -> Exception:
         code = error.code or 500
         if code in _PASSING or code >= 500:
-            return Later(f"it says {code}")
+            return Later(f"it says {code}", _delay(getattr(error, "details", None)))
         said = self._told(getattr(error, "message", "") or "")[:200].rstrip(".") or "it says no more"
         if code in (401, 403) or "api key" in said.lower():
             return Unavailable(f"Google lets nobody in without a right key ({code}); set {KEYS[0]} to it.")
@@ -87,6 +90,15 @@ class GoogleChat(Remote):
 
     def _told(self, text: object) -> str:
         return one_line(text).replace(self._key, "...")
+
+
+def _delay(details: object) -> float:
+    """Seconds that the reply to a refused request asks to wait for, 0 if it does not."""
+    told = details.get("error", details) if isinstance(details, dict) else {}
+    for one in told.get("details") or () if isinstance(told, dict) else ():
+        if isinstance(one, dict) and isinstance(one.get("retryDelay"), str):
+            return seconds(one["retryDelay"].removesuffix("s"))
+    return 0.0
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:

@@ -13,8 +13,9 @@ from . import Question, Unavailable
 
 logger = logging.getLogger(__name__)
 
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before each further try of a request that failed by no fault of its own."""
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Seconds before each further try of a request that failed by no fault of its own: together more than the minute by
+which limits are counted."""
 LONGEST_PAUSE = 60.0
 """What a server may ask for at most."""
 
@@ -50,12 +51,21 @@ class Remote:
         """See :class:`training.asking.Chat`."""
         stop = threading.Event()
         with ThreadPoolExecutor(self.workers) as pool:
+            asked = [pool.submit(self._answer, question, attempt, stop) for question in questions]
             try:
-                asked = [pool.submit(self._answer, question, attempt, stop) for question in questions]
                 for one in wait(asked, return_when=FIRST_EXCEPTION).done:
                     one.result()
                 return [one.result() for one in asked]
-            finally:  # if one has failed the others are of no use
+            except Unavailable as error:
+                # What is asked already is waited for: its answers may be paid for. No other is begun, or tried again.
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                error.answered = {
+                    place: one.result() for place, one in enumerate(asked)
+                    if not one.cancelled() and one.exception() is None
+                }  # fmt: skip
+                raise
+            finally:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
 

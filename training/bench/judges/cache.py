@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ...asking import Chat, Question
+from ...asking import Chat, Question, Unavailable
 
 _MOST = 900
 """Keys that are looked up at once."""
@@ -41,12 +41,20 @@ class Cached:
             known.update(self.db.execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", some))  # noqa: S608
         new = {key: question for key, question in zip(keys, questions) if key not in known}
         if new:
-            found = dict(zip(new, self.chat.answers(list(new.values()), attempt), strict=True))
-            self.asked += len(new)
-            kept = [(key, _plain(answer)) for key, answer in found.items() if isinstance(answer, str)]
-            self.db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", kept)
+            try:
+                found = dict(zip(new, self.chat.answers(list(new.values()), attempt), strict=True))
+            except Unavailable as error:
+                order = list(new)
+                self._keep({order[place]: answer for place, answer in error.answered.items()})
+                raise
+            self._keep(found)
             known |= found
         return [known[key] for key in keys]
+
+    def _keep(self, found: Mapping[bytes, str | ValueError]) -> None:
+        self.asked += len(found)
+        kept = [(key, _plain(answer)) for key, answer in found.items() if isinstance(answer, str)]
+        self.db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", kept)
 
     def _key(self, question: Question, attempt: int) -> bytes:
         digest = hashlib.blake2b(digest_size=16)
