@@ -11,6 +11,8 @@ from training.bench.__main__ import main
 from training.bench.folder import DONE, FAILED, Edit, Folder, Measured, Verdict
 from training.bench.items import Item
 from training.bench.judges import Options, open_judge
+from training.bench.metrics import meter
+from training.bench.pages import report
 from training.nano import bench as nano_bench
 from training.nano import world
 
@@ -247,6 +249,27 @@ def test_nano_bench_is_measured_exactly(tmp_path, capsys):
     assert found["right"]["nano_success"].mean.value == found["right"]["nano_preserved"].mean.value == 1
     assert found["right"]["nano_region_psnr"].mean.value == 100
     assert found["copy"]["nano_success"].mean.value == 0 and found["copy"]["nano_success"].mean.count == 14
+
+
+def test_numbers_of_other_versions_are_made_anew_and_not_compared(openve_bench, tmp_path, monkeypatch):
+    given = ["run", "--bench", "openve", "--data", str(openve_bench), "--model", "copy", "--frames", "3"]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for path in folders:
+        assert main([*given, "--out", str(path)]) == 0
+        assert main(["measure", "--out", str(path)]) == 0
+    lines = (folders[1] / "metrics.jsonl").read_text().splitlines()
+    assert main(["measure", "--out", str(folders[1])]) == 0
+    assert (folders[1] / "metrics.jsonl").read_text().splitlines() == lines  # nothing is done twice
+    runs = list(map(Folder, folders))
+    assert compare.compare(*runs, max_drop=0).passed
+    monkeypatch.setattr(meter, "VERSION", "another")
+    assert main(["measure", "--out", str(folders[1])]) == 0
+    assert len((folders[1] / "metrics.jsonl").read_text().splitlines()) == 2 * len(lines)
+    assert len(results.numbers(runs[1]).identities) == 1
+    with pytest.raises(ValueError, match="measured by other models or versions"):
+        compare.compare(*runs)
+    page = report.write(runs, tmp_path / "page", shown=0).read_text(encoding="utf-8")
+    assert "measured by different models or versions" in page
 
 
 def test_the_commands_tell_what_came_of_it(openve_bench, tmp_path, capsys):

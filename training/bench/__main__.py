@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
@@ -243,12 +244,12 @@ def _measure(options: Measure) -> int:
     from tqdm import tqdm
 
     from . import exact
-    from .folder import Measured
     from .metrics import Meter
 
     folder = Folder(options.out)
     meter = Meter(options.images, options.texts, options.device or None)
-    known = {} if options.again else folder.measured()
+    # What was measured by other models would not compare with the rest.
+    known = {name for name, one in folder.measured().items() if one.identity == meter.identity and not options.again}
     waiting = [
         item for item in folder.items
         if item.id not in known and (edit := folder.edit(item)) is not None and edit.status == DONE
@@ -258,9 +259,9 @@ def _measure(options: Measure) -> int:
         found = meter.measure(item, edit)
         if folder.run["bench"] == suites.NANO and not found.error:
             try:
-                found = Measured(item.id, found.values | exact.measure_exactly(item, edit))
+                found = dataclasses.replace(found, values=found.values | exact.measure_exactly(item, edit))
             except ValueError as error:
-                found = Measured(item.id, found.values, str(error))
+                found = dataclasses.replace(found, error=str(error))
         folder.note_measured(found)
     print(_metrics_summary(folder))
     return 0

@@ -160,6 +160,8 @@ def _numbers(a: Folder, b: Folder, both: Sequence[str]) -> _Found:
     from .metrics.table import LESS
 
     known = [{name: one for name, one in folder.measured().items() if not one.error} for folder in (a, b)]
+    if len({one.identity for told in known for name, one in told.items() if name in both}) > 1:
+        raise ValueError("The runs were measured by other models or versions; measure both with the same settings.")
     better = {name: one.better for name, one in (METRICS | EXACT).items()}
     categories = {item.id: item.category for item in b.items}
     found: dict[str, dict[str, list[float]]] = {}

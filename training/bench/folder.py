@@ -60,6 +60,8 @@ class Measured:
     """By metric; None where it does not apply."""
     error: str = ""
     """Why it could not be measured; "" if it could."""
+    identity: str = ""
+    """What the numbers are known by, see :class:`training.bench.metrics.Meter`."""
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,8 @@ class Numbers:
     """By item that could not be measured, why."""
     missing: int
     """Items without an edit, or not measured yet."""
+    identities: tuple[str, ...]
+    """What was measured is known by: more than one do not compare."""
 
 
 def numbers(folder: Folder) -> Numbers:
@@ -210,7 +212,8 @@ def numbers(folder: Folder) -> Numbers:
             absent = len(good) - sum(map(len, groups.values()))
             found[name] = Number(statistics.mean(groups), by_category, absent)
     failed = {item.id: known[item.id].error for item in folder.items if item.id in known and known[item.id].error}
-    return Numbers(found, len(good), failed, len(folder.items) - len(good) - len(failed))
+    identities = tuple(sorted({known[item].identity for item in good}))
+    return Numbers(found, len(good), failed, len(folder.items) - len(good) - len(failed), identities)
 
 
 def text_of_numbers(folder: Folder) -> str:

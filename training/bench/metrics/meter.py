@@ -56,17 +56,20 @@ class Meter:
         Raises Unavailable where memory is too small for the models, and nothing else.
         """
         if edit.status == FAILED or edit.path is None:
-            return Measured(item.id, {}, edit.error or "There is no edit to measure.")
+            return self._failed(item, edit.error or "There is no edit to measure.")
         try:
             found = self._values(item, edit)
         except Unavailable:
             raise
         except (ValueError, OSError) as error:
-            return Measured(item.id, {}, " ".join(str(error).split()))
+            return self._failed(item, " ".join(str(error).split()))
         except Exception as error:
             logger.warning("%s cannot be measured.", item.id, exc_info=True)
-            return Measured(item.id, {}, f"It cannot be measured ({type(error).__name__}); the log tells more.")
-        return Measured(item.id, {name: _plain(found.get(name)) for name in METRICS})
+            return self._failed(item, f"It cannot be measured ({type(error).__name__}); the log tells more.")
+        return Measured(item.id, {name: _plain(found.get(name)) for name in METRICS}, identity=self.identity)
+
+    def _failed(self, item: Item, why: str) -> Measured:
+        return Measured(item.id, {}, why, self.identity)
 
     def _values(self, item: Item, edit: Edit) -> dict[str, float | None]:
         both = clips.read(item.source, edit.path, edit.align)

@@ -117,7 +117,13 @@ def _html(bench: str, runs: Sequence[Run], out: Path, title: str, shown: int) ->
         )
         body.append(section("Two by two", note, _two_by_two(pairs)))
     if any(run.numbers.numbers for run in runs):
-        body.append(section("Without a judge", "Means with their 95% intervals.", _numbers(runs)))
+        note = "Means with their 95% intervals."
+        if len({name for run in runs for name in run.numbers.identities}) > 1:
+            note += (
+                " <strong>They were measured by different models or versions: what pictures and texts are compared by "
+                "does not compare.</strong>"
+            )
+        body.append(section("Without a judge", note, _numbers(runs)))
     body.append(_failures(runs, judged))
     body.append(players.players(runs, out, shown))
     return (
