@@ -224,6 +224,13 @@ def test_drawings_are_true():
     assert tall[0] == 90 and tall[2 * 7] == 45 and tall[2 * 8 + 1] == 45 and sum(tall) == 180
 
 
+def test_runs_of_other_items_do_not_stand_side_by_side_unnoticed(runs, tmp_path):
+    few = bench_runs.fill(tmp_path / "few", "few", count=4)
+    told = "The runs were asked different items"
+    assert told in report.write([runs[0], few], tmp_path / "page", shown=0).read_text(encoding="utf-8")
+    assert told not in report.write(runs, tmp_path / "alike", shown=0).read_text(encoding="utf-8")
+
+
 def test_failed_edits_are_told_without_a_judge_too(tmp_path):
     folder = bench_runs.fill(tmp_path / "one", "mine", judges=())
     page = report.write(folder, tmp_path / "page", shown=0).read_text(encoding="utf-8")

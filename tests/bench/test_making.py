@@ -199,7 +199,8 @@ def test_frames_belong_together_by_number_or_by_time(tmp_path):
 def test_a_model_edits_a_benchmark(refvie_bench, tmp_path, capsys):
     """The toy model, through the command."""
     shutil.copytree(refvie_bench, tmp_path / "bench")
-    model = comfyui.REPO / "models" / "diffusers" / "kiwi-edit-nano"
+    model = tmp_path / "kiwi-edit-nano"
+    shutil.copytree(comfyui.REPO / "models" / "diffusers" / "kiwi-edit-nano", model)
     given = ["run", "--bench", "refvie", "--data", str(tmp_path / "bench"), "--out", str(tmp_path / "run")]
     given += ["--model", str(model), "--steps", "4", "--dtype", "fp32", "--frames", "5", "--device", "cpu"]
     assert main(given) == 0
@@ -211,6 +212,11 @@ def test_a_model_edits_a_benchmark(refvie_bench, tmp_path, capsys):
         assert clip.frames.shape == (5, 64, 64, 3) and clip.frame_rate == 8
         assert np.abs(clip.frames - media.load_video(item.source).frames[:5].astype(float)).mean() > 1
     assert main([*given, "--steps", "8"]) == 2  # other settings are another run
+    assert "give another folder" in capsys.readouterr().err
+    assert main(given) == 0
+    weights = model / "ref_embedder" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert main(given) == 2  # it was trained on
     assert "give another folder" in capsys.readouterr().err
 
 

@@ -237,7 +237,10 @@ def _system(options: Run) -> dict:
     named = options.name or (options.model if options.model == making.COPY else Path(options.model).name)
     settings = {name: getattr(made, name) for name in ("steps", "shift", "frames", "max_pixels", "dtype")}
     loras = {"lora": [str(path.resolve()) for path in made.lora], "lora_strength": made.lora_strength}
-    return {"name": named, "model": options.model, **settings, **(loras if made.lora else {})}
+    # A folder that was trained on is another model.
+    weights = [path for path in (Path(options.model), *made.lora) if path.exists()]
+    told = {"weights": [making.fingerprint(path) for path in weights]} if weights else {}
+    return {"name": named, "model": options.model, **settings, **(loras if made.lora else {}), **told}
 
 
 def _measure(options: Measure) -> int:

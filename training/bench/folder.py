@@ -180,9 +180,12 @@ class Folder:
         return [line for line in lines if line.pop("edit") == digests.get(line["item"], "")]
 
     def _digests(self, names: Container[str]) -> dict[str, str]:
-        """Of the edits as they are now, by item."""
+        """Of the edits as they are now, by item; one that lies otherwise beside its source is another."""
         edits = (self.edit(item) for item in self.items if item.id in names)
-        return {edit.item: edit.digest for edit in edits if edit is not None}
+        return {
+            edit.item: edit.digest if edit.align == FRAMES else f"{edit.digest} by {edit.align}"
+            for edit in edits if edit is not None
+        }  # fmt: skip
 
 
 def _versions() -> dict[str, str]:

@@ -103,7 +103,7 @@ def _html(bench: str, runs: Sequence[Run], out: Path, title: str, shown: int) ->
     heading = title or f"{bench}: {', '.join(run.name for run in runs)}"
     body = [
         f"<header><h1>{text(heading)}</h1></header>",
-        section("Results", _note(bench, judged), _table(bench, runs, judged)),
+        section("Results", _note(bench, runs, judged), _table(bench, runs, judged)),
     ]
     if judged:
         keys = [f"{run.name}, by {one.judge}" for run, one in judged]
@@ -134,7 +134,7 @@ def _html(bench: str, runs: Sequence[Run], out: Path, title: str, shown: int) ->
     )
 
 
-def _note(bench: str, judged: Sequence[tuple[Run, Results]]) -> str:
+def _note(bench: str, runs: Sequence[Run], judged: Sequence[tuple[Run, Results]]) -> str:
     parts = ["Scores run from 1 to 5; in brackets the 95% interval over items."]
     if published.of(bench):
         parts.append(
@@ -143,6 +143,11 @@ def _note(bench: str, judged: Sequence[tuple[Run, Results]]) -> str:
         )
     if len({one.identity for _, one in judged}) > 1:
         parts.append("Scores of different judges do not compare with each other.")
+    if len({frozenset((item.id, item.prompt, item.category) for item in run.folder.items) for run in runs}) > 1:
+        parts.append(
+            "<strong>The runs were asked different items: their means do not compare; <code>compare</code> takes those "
+            "that both have.</strong>"
+        )
     if any(not one.complete for _, one in judged):
         parts.append("<strong>Some items are missing: these are not whole runs.</strong>")
     return " ".join(parts)
