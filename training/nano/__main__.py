@@ -86,8 +86,8 @@ def measure(options: Bench) -> str:
 if __name__ == "__main__":
     try:
         main()
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        print(str(stopped) or "Stopped; the same command goes on.", file=sys.stderr)
         sys.exit(130)
     except (ValueError, FileNotFoundError, build.Failed) as error:
         sys.exit(str(error))

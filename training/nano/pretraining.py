@@ -85,7 +85,10 @@ def train(
         if step % 10 == 0 or step == schedule.steps:
             shown = {"loss": value.item(), **{name: float(number) for name, number in numbers.items()}}
             if not math.isfinite(shown["loss"]):
-                raise ValueError(f"The loss is not finite at update {step}; the same command goes on from before it.")
+                raise ValueError(
+                    f"The loss is not finite at update {step}; try another --seed with another --output, or on a GPU "
+                    "the same command, which goes on from before it."
+                )
             shown |= {"gradient_norm": norm.item(), "lr": schedule.rate(step - 1)}
             log.add(step, shown | {"seconds": time.perf_counter() - started})
             bar.set_postfix(loss=f"{shown['loss']:.4f}", refresh=False)
