@@ -135,8 +135,8 @@ HELD_OUT_WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "add": (
         f"Make {_A} appear in the {{place}}.",
-        f"I want {_A} in the {{place}} of the video.",
         f"There should appear {_A} in the {{place}}.",
+        f"Insert {_A} at the {{place}} of the picture.",
     ),
     "reference_replace": (
         "The {thing} should become the object in the picture.",
