@@ -53,6 +53,11 @@ def _pictures(reference) -> list[Image.Image]:
     return pictures
 
 
+def _is_offloaded_in_groups(model: torch.nn.Module) -> bool:
+    hooks = (getattr(module, "_diffusers_hook", None) for module in model.modules())
+    return any(hook is not None and hook.get_hook("group_offloading") is not None for hook in hooks)
+
+
 class KiwiEditPipeline(DiffusionPipeline):
     """Instruction- and reference-guided video editing.
 
@@ -169,6 +174,13 @@ class KiwiEditPipeline(DiffusionPipeline):
         """Read a training checkpoint on its base models; see :func:`kiwi_core.checkpoints.training.read`."""
         return cls.from_parts(training.read(checkpoint, mllm, vae, model, ref_pad_first), dtype)
 
+    def enable_sequential_cpu_offload(self, *args, **kwargs):
+        """Not to be had: the language model's queries are no layer of their own, which it could move."""
+        raise ValueError(
+            "This pipeline cannot be offloaded sequentially; call enable_group_offload(...), which takes as "
+            "little memory, or enable_model_cpu_offload()."
+        )
+
     def load_lora(
         self, path: str | os.PathLike, strength: float = 1.0, mllm_strength: float = 1.0
     ) -> lora_merge.Report:
@@ -196,8 +208,9 @@ class KiwiEditPipeline(DiffusionPipeline):
         ):
             if embedder is not None:
                 weights["dit"] |= {prefix + name: tensor for name, tensor in embedder.named_parameters()}
-        if any(tensor.is_meta for tensors in weights.values() for tensor in tensors.values()):
-            raise ValueError("The weights are offloaded already; load the LoRA before enable_sequential_cpu_offload.")
+        # What offloading keeps elsewhere would take a changed weight's place.
+        if any(map(_is_offloaded_in_groups, (self.transformer, encoder))):
+            raise ValueError("The weights are offloaded already; load the LoRA before enable_group_offload.")
         strengths = {"dit": strength, "mllm": mllm_strength, "connector": mllm_strength}
         opened = lora.read(path, open_file=files.open_tensors)
         report = lora_merge.merge(opened, weights, strengths)

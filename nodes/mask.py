@@ -72,7 +72,7 @@ class KiwiEditComposite(io.ComfyNode):
     @classmethod
     def execute(cls, frames, source, mask, feather) -> io.NodeOutput:
         count = min(len(frames), len(source))
-        mask = masks.fit(is_masked(mask), count)
+        mask = masks.fit(is_masked(mask), count, spare=3)  # as many as Edit Mask takes
         result = source[:count, ..., :3].clone()
         height, width = result.shape[1:3]
         for target, frame, alpha in zip(result, frames, masks.alphas(mask, count, height, width, feather)):

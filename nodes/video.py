@@ -1,5 +1,6 @@
 """Getting a clip into the shape that the model takes, and the edit back into the clip's."""
 
+import logging
 from fractions import Fraction
 
 import av
@@ -12,6 +13,7 @@ from ..kiwi_core import geometry, media
 from .images import from_uint8, to_uint8
 
 CATEGORY = "video/kiwi-edit"
+logger = logging.getLogger(__name__)
 
 
 def _components(video: Input.Video) -> Types.VideoComponents:
@@ -64,6 +66,11 @@ class KiwiEditPrepareVideo(io.ComfyNode):
         media.check_frame_size(height, width)
         # One to three frames more than asked for, if there are any, are better than repeated ones.
         taken = source[: geometry.padded_frame_count(max_frames)]
+        if len(source) > len(taken):
+            logger.warning(
+                "The clip has %d frames and the first %d of them are edited; raise max_frames for more, in windows "
+                "where memory does not suffice.", len(source), len(taken),
+            )  # fmt: skip
         size = geometry.fit_size(height, width, max_pixels, multiple)
         count = geometry.padded_frame_count(len(taken))
         # Frame by frame: a long clip is here once at its own size and once resized, without copies in between.

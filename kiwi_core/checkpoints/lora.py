@@ -56,11 +56,28 @@ class Change:
         for tensor in (self.diff, self.whole):
             if tensor is not None and tuple(tensor.shape) != tuple(shape):
                 return False
-        if self.down is None or self.other:
+        if self.other:
+            return self._size_of_other() in (None, (shape[0], math.prod(shape[1:])))
+        if self.down is None:
             return True
         if self.dora is not None and math.prod(self.dora.shape) not in shape[:2]:
             return False
         return (self.up.shape[0], math.prod(self.down.shape[1:])) == (shape[0], math.prod(shape[1:]))
+
+    def _size_of_other(self) -> tuple[int, int] | None:
+        """Rows and columns of the weight that a LoHa or LoKr is for; None where the file does not tell."""
+        found = {name.strip(".").removesuffix(".weight"): tuple(tensor.shape) for name, tensor in self.other.items()}
+        if {"hada_w1_a", "hada_w1_b"} <= found.keys() and "hada_t1" not in found:
+            return found["hada_w1_a"][0], math.prod(found["hada_w1_b"][1:])
+        factors = []
+        for name in ("lokr_w1", "lokr_w2"):
+            if name in found:
+                factors.append((found[name][0], math.prod(found[name][1:])))
+            elif {f"{name}_a", f"{name}_b"} <= found.keys() and "lokr_t2" not in found:
+                factors.append((found[f"{name}_a"][0], math.prod(found[f"{name}_b"][1:])))
+        if len(factors) < 2:
+            return None
+        return tuple(one * other for one, other in zip(*factors))
 
     def apply(self, weight: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
         """The changed weight in float32, on the weight's device; ValueError for kinds that only ComfyUI knows."""

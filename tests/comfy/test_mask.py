@@ -67,6 +67,13 @@ def test_a_mask_that_does_not_fit_is_told_in_a_sentence(nodes, mask, sentence):
         assert str(refused.value).count(". ") == 0
 
 
+def test_what_edit_mask_takes_the_others_take_too(nodes, pack):
+    clip, short = torch.rand(9, 64, 96, 3), moving(7)
+    nodes.KiwiEditMask.execute(latent(), short, 8)
+    assert len(nodes.KiwiEditComposite.execute(clip, clip, short, 8)[0]) == 9
+    assert len(pack.nodes.colour.KiwiEditMatchColours.execute(clip, clip, 1.0, short)[0]) == 9
+
+
 # Composite
 
 

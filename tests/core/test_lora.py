@@ -284,3 +284,15 @@ def test_bad_files_are_refused_and_write_nothing(saved, tmp_path, to):
         lora.convert(saved({"diffusion_model.a.diff": torch.zeros(8)}), output, "webui")
     assert output.read_bytes() == b"what was there"
     assert {entry.name for entry in tmp_path.iterdir()} == {"a.safetensors", "a.pt", "b.safetensors"}
+
+
+@pytest.mark.parametrize("tensors", [
+    {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(32, 32)},
+    {"lokr_w1_a": torch.ones(4, 2), "lokr_w1_b": torch.ones(2, 4), "lokr_w2": torch.ones(32, 32)},
+    {f"hada_w{one}_{end}": torch.ones(*size) for one in (1, 2) for end, size in (("a", (128, 2)), ("b", (2, 128)))},
+])  # fmt: skip
+def test_a_lora_of_lycoris_fits_weights_of_its_own_size_only(tensors):
+    read = lora.read({f"lycoris_blocks_0_self_attn_q.{name}": one for name, one in tensors.items()})
+    (change,) = [change for changes in read.changes.values() for change in changes.values()]
+    assert change.fits((128, 128))
+    assert not change.fits((96, 96)) and not change.fits((128, 256))

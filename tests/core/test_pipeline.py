@@ -433,6 +433,16 @@ def test_offloading_changes_nothing(random_model, random_pipe, kind):
         assert np.array_equal(edit(pipe, video, reference, output_type="np").frames, wanted)
 
 
+def test_what_offloading_cannot_do_is_told(random_model, tmp_path):
+    pipe = KiwiEditPipeline.from_pretrained(random_model / "released", dtype=torch.float32)
+    with pytest.raises(ValueError, match="cannot be offloaded sequentially; call enable_group_offload"):
+        pipe.enable_sequential_cpu_offload()
+    pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    # With streams the old weights would come back: they are kept elsewhere.
+    with pytest.raises(ValueError, match="offloaded already; load the LoRA before enable_group_offload"):
+        pipe.load_lora(tmp_path / "any.safetensors")
+
+
 def test_tiles_are_used_above_480p_or_as_asked(random_pipe, monkeypatch):
     monkeypatch.setattr(random_pipe, "_tile", "auto")
     assert random_pipe.tile_for(480, 832) is None
