@@ -34,6 +34,10 @@ def as_mask(mask) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(mask if mask.dtype == bool else mask >= 0.5))
 
 
+SPARE = 3
+"""Frames that a clip of 4k + 1 may have more than the one that was masked."""
+
+
 def fit(mask: torch.Tensor, num_frames: int, spare: int = 0) -> torch.Tensor:
     """A mask cut to the clip; as many as ``spare`` missing frames repeat the last one.
 

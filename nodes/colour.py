@@ -36,7 +36,7 @@ class KiwiEditMatchColours(io.ComfyNode):
     @classmethod
     def execute(cls, frames, source, strength, mask=None) -> io.NodeOutput:
         if mask is not None:
-            mask = masks.fit(is_masked(mask), min(len(frames), len(source)), spare=3)  # as many as Edit Mask takes
+            mask = masks.fit(is_masked(mask), min(len(frames), len(source)), spare=masks.SPARE)
 
         progress = comfy.utils.ProgressBar(len(frames))
 

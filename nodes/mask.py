@@ -40,7 +40,7 @@ class KiwiEditMask(io.ComfyNode):
         if latent["samples"].ndim != 5:
             raise ValueError("This latent is not of a video model; connect the latent of Source Video (Kiwi-Edit).")
         frames, height, width = latent["samples"].shape[2:]
-        mask = masks.fit(is_masked(mask), 4 * frames - 3, spare=3)
+        mask = masks.fit(is_masked(mask), 4 * frames - 3, spare=masks.SPARE)
         return io.NodeOutput({**latent, "noise_mask": masks.latent_mask(mask, frames, height, width, grow).float()})
 
 
@@ -72,7 +72,7 @@ class KiwiEditComposite(io.ComfyNode):
     @classmethod
     def execute(cls, frames, source, mask, feather) -> io.NodeOutput:
         count = min(len(frames), len(source))
-        mask = masks.fit(is_masked(mask), count, spare=3)  # as many as Edit Mask takes
+        mask = masks.fit(is_masked(mask), count, spare=masks.SPARE)
         result = source[:count, ..., :3].clone()
         height, width = result.shape[1:3]
         for target, frame, alpha in zip(result, frames, masks.alphas(mask, count, height, width, feather)):

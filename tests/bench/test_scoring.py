@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -12,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from chat_server import Stand
+from lock_holder import held
 from tiny_chat_model import write_qwen
 
 from training.asking import Question, Unavailable, google, remote
@@ -581,27 +580,14 @@ def test_each_retry_asks_in_another_way(two, stand):
 def test_two_processes_do_not_ask_the_same_twice(two, stand):
     a, b = two
     made = judge(stand)
-    code = (
-        "import sys; from pathlib import Path; from training import lock\n"
-        "held = [lock.take(Path(path), '') for path in sys.argv[1:]]; print('held', flush=True); sys.stdin.read()"
-    )
-    (b.path / "scores").mkdir(exist_ok=True)
-    (b.path / "pairwise").mkdir(exist_ok=True)
     name = scoring.name_of(made)
     paths = [b.path / "scores" / f".{name}.lock", b.path / "pairwise" / f".{name}{pairwise._against(a)[:-6]}.lock"]
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, paths)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert other.stdout.readline() == b"held\n"
+    with held(*paths):
         with pytest.raises(ValueError, match="Another process asks a-model about "):
             scoring.run(b, made)
         with pytest.raises(ValueError, match="Another process asks a-model"):
             pairwise.run(a, b, made)
         assert not stand.seen
-    finally:
-        other.kill()
-        other.wait()
     stand.turns = [prefers("tie")]
     assert pairwise.run(a, b, made)["all"].ties
 

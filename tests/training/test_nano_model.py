@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
+from lock_holder import held
 
 from kiwi_core import vae as vae_ops
 from kiwi_core.checkpoints import files, released, single_files
@@ -246,6 +245,35 @@ def test_on_a_gpu_each_step_begins_when_what_it_needs_is_done(tmp_path, monkeypa
         assert at["base"] >= {"vae", "language", "backbone"}
 
 
+def test_no_step_outlives_a_stopped_training(tmp_path, monkeypatch):
+    ended = []
+
+    class Process:
+        """Goes on until it is ended."""
+
+        def __init__(self, command):
+            self.name, self.returncode = command[3], None
+
+        def poll(self):
+            return None
+
+        def terminate(self):
+            ended.append(self.name)
+
+        def wait(self):
+            assert self.name in ended
+
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build.Plan, "torch_device", torch.device("cuda"))
+    monkeypatch.setattr(build.subprocess, "Popen", Process)
+    monkeypatch.setattr(build.time, "sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        build.train(build.Plan(output=tmp_path, **TINY))
+    assert sorted(ended) == ["language", "rows", "vae"]
+
+
 def test_another_plan_is_not_taken_for_the_one_that_was_begun(trained):
     plan, folder = trained
     assert build.train(dataclasses.replace(plan, workers=1)) == folder
@@ -255,20 +283,11 @@ def test_another_plan_is_not_taken_for_the_one_that_was_begun(trained):
 
 def test_a_step_is_one_processs_at_a_time(tmp_path):
     plan = build.Plan(output=tmp_path, **TINY)
-    code = (
-        "import sys; from pathlib import Path; from training import lock; "
-        "held = lock.take(Path(sys.argv[1]), ''); print('held', flush=True); sys.stdin.read()"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / ".language.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match="Another process does the step language in"):
-            build.do(plan, "language")
-    finally:
-        other.kill()
-        other.wait()
+    with (
+        held(tmp_path / ".language.lock"),
+        pytest.raises(ValueError, match="Another process does the step language in"),
+    ):
+        build.do(plan, "language")
     build.do(plan, "language")
     assert (tmp_path / "language" / "qwen.safetensors").is_file()
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from .. import fingerprint
 from ..asking import Unavailable
 from . import audit, clips, making, pairwise, scoring, suites
 from .folder import DONE, FAILED, Folder
@@ -239,7 +240,7 @@ def _system(options: Run) -> dict:
     loras = {"lora": [str(path.resolve()) for path in made.lora], "lora_strength": made.lora_strength}
     # A folder that was trained on is another model.
     weights = [path for path in (Path(options.model), *made.lora) if path.exists()]
-    told = {"weights": [making.fingerprint(path) for path in weights]} if weights else {}
+    told = {"weights": [fingerprint.weights(path) for path in weights]} if weights else {}
     return {"name": named, "model": options.model, **settings, **(loras if made.lora else {}), **told}
 
 

@@ -85,8 +85,8 @@ def _run(judge: Judge, out: Path, count: int, attempts: int) -> dict:
             cases = [case(item.edit, version, judge.frames, item.seed) for version in asked]
             for version, (answer, _) in zip(asked, answered(judge.score, cases, attempts)):
                 unread = answer is None or isinstance(answer, ValueError)
-                line = {"identity": judge.identity, "item": item.name, "version": version}
-                line |= {"scores": None if unread else answer.scores}
+                scores = None if unread else answer.scores
+                line = {"identity": judge.identity, "item": item.name, "version": version, "scores": scores}
                 if unread:
                     line["reason"] = UNREADABLE if answer is None else " ".join(str(answer).split())
                 known[item.name, version] = line

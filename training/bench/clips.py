@@ -27,7 +27,6 @@ class Both:
     edit: np.ndarray
     rate: Fraction
     """Frames of the edit a second."""
-
     moments: np.ndarray
     """Where each frame stands on the source's clock, in seconds."""
 

@@ -6,7 +6,6 @@ Any number of processes may do the same run: each claims an item before it makes
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import time
@@ -78,19 +77,6 @@ def check(model: str, items: list[Item]) -> None:
         check_model(model, with_reference=any(item.reference for item in items))
 
 
-def fingerprint(path: Path) -> str:
-    """Of the weights in a file or a folder: names, sizes, and the first and last MiB of each, which takes no time."""
-    found = hashlib.blake2b(digest_size=8)
-    for one in [path] if path.is_file() else sorted(path.rglob("*.safetensors")):
-        size = one.stat().st_size
-        found.update(f"{one.name} {size}\n".encode())
-        with one.open("rb") as file:
-            found.update(file.read(_SHOWN))
-            file.seek(max(0, size - _SHOWN))
-            found.update(file.read(_SHOWN))
-    return found.hexdigest()
-
-
 def copy(settings: Settings) -> System:
     """Changes nothing."""
 
@@ -131,7 +117,6 @@ class _Broken(Exception):
     """What no input explains: a bug, or a machine that is broken."""
 
 
-_SHOWN = 1 << 20
 _MOST_BROKEN = 5
 """Edits that break in a row: then none of them is at fault."""
 

@@ -13,8 +13,9 @@ import tyro
 from kiwi_core.checkpoints import released
 from kiwi_core.pipeline import KiwiEditPipeline
 
+from .. import fingerprint
 from ..trainer import Stopped
-from . import ablations, bench, build, settings
+from . import ablations, bench, build
 
 SYSTEMS = ("ceiling", "copy", "random weights", "model", "wrong reference")
 
@@ -57,7 +58,7 @@ def measure(options: Bench) -> str:
     for name in options.systems:
         if name not in SYSTEMS:
             sys.exit(f"There is no system {name!r}; use {', '.join(SYSTEMS)}.")
-    bench.keep_settings(options.output, settings.digest(options.model), options.steps)
+    bench.keep_settings(options.output, fingerprint.weights(options.model), options.steps)
     chosen = bench.items({split: max(1, round(count * options.share)) for split, count in bench.COUNTS.items()})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts = released.read(options.model)

@@ -25,7 +25,7 @@ from kiwi_core.checkpoints.lazy import load
 from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.mllm import MLLMInputs
 
-from .. import architectures, base, batches, samples, trainer, validation
+from .. import architectures, base, batches, fingerprint, samples, trainer, validation
 from .. import model as models
 from ..config import KINDS, Config
 from ..data.loader import Sample
@@ -141,7 +141,6 @@ class Variant:
 
 _LESS = "{} are followed less"
 _WHOLE, _INSTRUCTING = "everything", "stages 1 and 2"
-_WITHOUT_PICTURES = "without pictures after stage 1"
 _WORDS, _NEW_REFERENCES = "base-words", "base-new-references"
 """The base whose connector is whitened for the states of an instruction's words, and the one of ``--start``."""
 _PLAN = "plan.json"
@@ -154,12 +153,15 @@ def variants(plan: Plan) -> tuple[Variant, ...]:
     """All that are compared; each is shown as many samples."""
     # Batches of a kind that the three stages take: one, two and three an update.
     taken = sum(count * number for number, count in enumerate(plan.updates, start=1))
-    first, differing = build.STAGES[:2], {"kinds": ("video",), "accumulation": 2}
+    first = build.STAGES[:2]
     every = (
         Variant(_INSTRUCTING, "-", (), "stage3", stages=first),
         Variant("without learnable queries", *_INSTRUCTED, "stage1", WithoutQueries, first, base=_WORDS),
         Variant("the source added as it is", *_INSTRUCTED, "stage2", PlainSource, first),
-        Variant(_WITHOUT_PICTURES, *_INSTRUCTED, "stage2", stages=first, changes={"stage2": differing}),
+        Variant(
+            "without pictures after stage 1", *_INSTRUCTED, "stage2", stages=first,
+            changes={"stage2": {"kinds": ("video",), "accumulation": 2}},
+        ),
         Variant(_WHOLE, "-", (), "stage1"),
         Variant("without the reference connector", *_REFERENCED, "stage3", WithoutReferenceConnector),
         Variant("without the reference latents", *_REFERENCED, "stage3", WithoutReferenceLatents),
@@ -193,7 +195,7 @@ def run(plan: Plan) -> str:
         if name not in known:
             raise ValueError(f"There is no variant {name!r}; there are {', '.join(map(repr, known))}.")
     settings.keep(plan.output / "ablations" / _PLAN, {
-        "start": settings.digest(plan.start) if plan.start else "", "batch_size": plan.batch_size,
+        "start": fingerprint.weights(plan.start) if plan.start else "", "batch_size": plan.batch_size,
         "updates": plan.updates, "items": COUNTS, "steps": bench.STEPS,
     })  # fmt: skip
     if plan.start:

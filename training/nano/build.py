@@ -300,15 +300,16 @@ def do(plan: Plan, name: str) -> None:
     """
     plan.output.mkdir(parents=True, exist_ok=True)
     settings.keep(plan.output / PLAN, plan.settings())
-    if name in _done(plan):
-        return
-    started, busy = time.time(), f"Another process does the step {name} in {plan.output}; wait for it."
+    busy = f"Another process does the step {name} in {plan.output}; wait for it."
     with lock.alone(plan.output / f".{name}.lock", busy):
+        if name in _done(plan):
+            return
+        started = time.time()
         STEPS[name](plan)
-    device = torch.cuda.get_device_name() if plan.torch_device.type == "cuda" else "CPU"
-    entry = {"seconds": round(time.time() - started, 1), "device": device}
-    with replacing(plan.output / f"done-{name}.json") as temporary:
-        temporary.write_text(json.dumps({name: entry}), encoding="utf-8")
+        device = torch.cuda.get_device_name() if plan.torch_device.type == "cuda" else "CPU"
+        entry = {"seconds": round(time.time() - started, 1), "device": device}
+        with replacing(plan.output / f"done-{name}.json") as temporary:
+            temporary.write_text(json.dumps({name: entry}), encoding="utf-8")
 
 
 def _done(plan: Plan) -> dict[str, dict]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,3 @@ def keep(path: Path, settings: dict[str, Any]) -> None:
                 f"{path.parent} was begun with another {name} ({theirs[name]!r} there, {value!r} here); say the same "
                 "again, or use another --output."
             )
-
-
-def digest(folder: str | Path) -> str:
-    """Of all weights in a folder, whatever their names: one model has one."""
-    found = hashlib.sha256()
-    for path in sorted(Path(folder).rglob("*.safetensors")):
-        found.update(f"{path.relative_to(folder).as_posix()}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
-    return found.hexdigest()[:16]

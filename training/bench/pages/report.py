@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from kiwi_core.atomic import replacing
@@ -39,6 +38,7 @@ def write(folders: Folder | Sequence[Folder], out: Path, title: str = "", shown:
         raise ValueError(f"--shown is {shown}; give 0 or more.")
     names = _names(folders)
     runs = [Run(folder, name) for folder, name in zip(folders, names)]
+    pairs = _pairs(runs)
     bench = benches.pop()
     out.mkdir(parents=True, exist_ok=True)
     told = {
@@ -52,17 +52,17 @@ def write(folders: Folder | Sequence[Folder], out: Path, title: str = "", shown:
             {"a": pair.a, "b": pair.b, "judge": pair.judge, "outcomes": {
                 name: asdict(one) | {"rate": one.rate, "interval": one.interval()} for name, one in pair.found.items()
             }}
-            for pair in _pairs(runs)
+            for pair in pairs
         ],
         "quoted": [asdict(one) | {"judge": published.JUDGES[bench]} for one in published.of(bench)],
     }  # fmt: skip
-    files = {"report.json": json.dumps(told, indent=1, allow_nan=False), "report.md": _markdown(bench, runs)}
+    files = {"report.json": json.dumps(told, indent=1, allow_nan=False), "report.md": _markdown(bench, runs, pairs)}
     for name, data in files.items():
         with replacing(out / name) as temporary:
             temporary.write_text(data + "\n", encoding="utf-8")
     path = out / "index.html"
     with replacing(path) as temporary:
-        temporary.write_text(_html(bench, runs, out, title, shown), encoding="utf-8")
+        temporary.write_text(_html(bench, runs, pairs, out, title, shown), encoding="utf-8")
     return path
 
 
@@ -84,13 +84,13 @@ def audited(one: Results) -> str:
     return PASSED if one.audit["passed"] else NOT_TRUSTED
 
 
-def _markdown(bench: str, runs: Sequence[Run]) -> str:
+def _markdown(bench: str, runs: Sequence[Run], pairs: Sequence[_Pair]) -> str:
     lines = [f"# {bench}", ""]
     for run in runs:
         for one in run.judged:
             lines += [f"## {run.name}, by {one.judge} ({audited(one)})", "", one.text(), ""]
         lines += [f"## {run.name}, without a judge", "", results.text_of_numbers(run.folder), ""]
-    for pair in _pairs(runs):
+    for pair in pairs:
         lines += [f"## {pair.b} against {pair.a}, by {pair.judge}", "", pairwise.text(pair.found, pair.a, pair.b), ""]
     if quoted := published.of(bench):
         lines += [f"## Quoted, by {published.JUDGES[bench]}; not comparable", "", "| system | score |", "|---|---|"]
@@ -98,7 +98,7 @@ def _markdown(bench: str, runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def _html(bench: str, runs: Sequence[Run], out: Path, title: str, shown: int) -> str:
+def _html(bench: str, runs: Sequence[Run], pairs: Sequence[_Pair], out: Path, title: str, shown: int) -> str:
     judged = [(run, one) for run in runs for one in run.judged]
     heading = title or f"{bench}: {', '.join(run.name for run in runs)}"
     body = [
@@ -110,7 +110,7 @@ def _html(bench: str, runs: Sequence[Run], out: Path, title: str, shown: int) ->
         note = "Failures count as 1. Intervals of fewer than ten items are too narrow."
         body.append(section("By category", note, _categories(judged, keys)))
         body.append(section("Scores", "How often each was given, without failures.", _histograms(judged, keys)))
-    if pairs := _pairs(runs):
+    if pairs:
         note = (
             "Each pair was shown in both orders; only what is preferred in both is a win. Torn are ties in which the "
             "judge preferred a place. Ties count half."
@@ -225,7 +225,7 @@ def _two_by_two(pairs: Sequence[_Pair]) -> str:
             (f"{a} better", f"{b} better", "ties", "torn", "failed", "missing", f"{b} wins"), "number"
         )
         rows = [
-            (text(name.replace("_", " ")), *map(str, dataclasses.astuple(one)), one.text())
+            (text(name.replace("_", " ")), *map(str, astuple(one)), one.text())
             for name, one in pair.found.items()
         ]
         heading = f"<h3>{b} against {a}, by {text(pair.judge)}</h3>"
