@@ -5,7 +5,7 @@ A mask is bool ``[1 or T, H, W]`` of any size, true where the edit may show.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -55,30 +55,56 @@ def fit(mask: torch.Tensor, num_frames: int, spare: int = 0) -> torch.Tensor:
     return mask
 
 
-def latent_mask(mask: torch.Tensor, num_frames: int, height: int, width: int, grow: int = GROW) -> torch.Tensor:
+def latent_mask(
+    mask: torch.Tensor, num_frames: int, height: int, width: int, grow: int = GROW,
+    frame_done: Callable[[], None] = lambda: None,
+) -> torch.Tensor:  # fmt: skip
     """The mask of latents: a cell is edited where any masked pixel of any of its frames falls into it.
 
     Args:
         mask: see :func:`fit`, for a clip of 4k + 1 frames or fewer. num_frames, height, width: of the latents.
-        grow: pixels of the mask by which it is widened before.
+        grow: pixels of the mask by which it is widened before. frame_done: called after each of its frames.
 
     Returns:
         bool ``[1, 1, num_frames, height, width]``.
     """
-    cells = torch.stack([_cells(frame, height, width, grow) for frame in mask])
+    cells = []
+    for frame in mask:
+        cells.append(_cells(frame, height, width, grow))
+        frame_done()
+    cells = torch.stack(cells)
     if len(cells) == 1:
         return cells.expand(num_frames, -1, -1)[None, None]
-    cells = fit(cells, 4 * num_frames - 3, spare=3)
+    cells = fit(cells, 4 * num_frames - 3, spare=SPARE)
     groups = cells[1:].unflatten(0, (num_frames - 1, 4)).any(dim=1) if num_frames > 1 else cells[1:]
     return torch.cat([cells[:1], groups])[None, None]
 
 
 def _cells(frame: torch.Tensor, height: int, width: int, grow: int) -> torch.Tensor:
-    pixels = frame[None, None].float()
-    if grow:
-        pixels = F.max_pool2d(pixels, (2 * grow + 1, 1), stride=1, padding=(grow, 0))
-        pixels = F.max_pool2d(pixels, (1, 2 * grow + 1), stride=1, padding=(0, grow))
-    return F.adaptive_max_pool2d(pixels, (height, width))[0, 0] > 0
+    near = _far_from(~frame, grow + 1) <= grow
+    return F.adaptive_max_pool2d(near[None, None].float(), (height, width))[0, 0] > 0
+
+
+def _far_from(inside: torch.Tensor, limit: int) -> torch.Tensor:
+    """How far each pixel is from the nearest one that is not inside, at most ``limit``: int16 ``[H, W]``.
+
+    Squares around a pixel grow by one in every direction (Chebyshev). The edge of the frame is no end.
+    """
+    above, below = _below_last(~inside, limit), _below_last(~inside.flip(0), limit).flip(0)
+    column = torch.minimum(above, below).clamp(max=limit)
+    found = column.clone()
+    for aside in range(1, min(limit, int(column.max()), inside.shape[1])):
+        other = column.clamp(min=aside)
+        torch.minimum(found[:, aside:], other[:, :-aside], out=found[:, aside:])
+        torch.minimum(found[:, :-aside], other[:, aside:], out=found[:, :-aside])
+    return found
+
+
+def _below_last(outside: torch.Tensor, limit: int) -> torch.Tensor:
+    """How many rows each pixel is below the last one of its column that is outside; more than ``limit`` without one."""
+    rows = torch.arange(len(outside), dtype=torch.int16)[:, None]
+    none = -limit - 1
+    return rows - torch.where(outside, rows, none).to(torch.int16).cummax(dim=0).values
 
 
 def alphas(mask: torch.Tensor, num_frames: int, height: int, width: int, feather: int) -> Iterator[torch.Tensor]:
@@ -97,11 +123,7 @@ def _alpha(frame: torch.Tensor, height: int, width: int, feather: int) -> torch.
     inside = frame[None, None].float()
     if frame.shape != (height, width):
         inside = (F.interpolate(inside, (height, width), mode="bilinear") >= 0.5).float()
-    depth = inside.clone()
-    for _ in range(feather):
-        inside = -F.max_pool2d(-inside, 3, stride=1, padding=1)
-        depth += inside
-    return depth[0, 0] / (feather + 1)
+    return _far_from(inside[0, 0] > 0, feather + 1).float() / (feather + 1)
 
 
 def composite(edited: np.ndarray, source: np.ndarray, mask: torch.Tensor, feather: int = FEATHER) -> np.ndarray:

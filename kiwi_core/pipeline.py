@@ -27,7 +27,6 @@ from .transformer import KiwiTransformer3DModel
 logger = logging.getLogger(__name__)
 
 
-
 @dataclass
 class KiwiEditPipelineOutput(BaseOutput):
     """An edited clip."""
@@ -258,7 +257,7 @@ class KiwiEditPipeline(DiffusionPipeline):
         """Context for the DiT: ``[1, N, dit_dim]``.
 
         Args:
-            prompt: the instruction. video: the clip at its own size, whole; see :meth:`__call__`.
+            prompt: the instruction. video: the clip at its own size; see :meth:`__call__`.
             reference: a picture, or several. mllm_references: "first" or "all" of them are seen; published with one.
             allow_empty: take an empty instruction too, for the negative of guidance.
         """
@@ -333,7 +332,8 @@ class KiwiEditPipeline(DiffusionPipeline):
             negative_prompt: the negative's instruction on the same clip and references; empty asks for no change.
             window_frames: sample a longer clip in windows of so many frames (81 as in training) that share
                 ``window_overlap`` frames with the next: memory is that of a window. None samples it at once.
-            mllm_view: the language model sees the whole "clip", as trained, or for each "window" its frames.
+            mllm_view: the language model sees all of the "clip" that is edited, as trained, or for each "window" its
+                frames.
             mllm_references: it sees the "first" reference, as trained, or "all".
             mask: where to edit, a picture or a clip: see :func:`kiwi_core.masks.as_mask`. Outside of it the frames are
                 the resized source's to the byte; ``mask_feather`` pixels inside its edge the edit fades in. A feather
@@ -383,7 +383,7 @@ class KiwiEditPipeline(DiffusionPipeline):
         self.interrupt = False
         try:
             with memory.explain("the language model"):
-                views = [whole] if mllm_view == "clip" else [frames[windows.frames_of(span)] for span in spans]
+                views = [frames] if mllm_view == "clip" else [frames[windows.frames_of(span)] for span in spans]
                 prompts = [(prompt,)] if guidance_scale == 1 else [(prompt,), (negative_prompt, True)]
                 contexts = [
                     [

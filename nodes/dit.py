@@ -55,6 +55,7 @@ class KiwiWanModel(comfy.ldm.wan.model.WanModel):
         self, x, timestep, context, clip_fea=None, time_dim_concat=None, transformer_options={},  # noqa: B006
         source_latents=None, reference_latents=None, **kwargs,
     ):  # fmt: skip
+        _check_cache(transformer_options)
         frames, height, width = x.shape[2:]
         x, source, reference = (
             latents if latents is None else comfy.ldm.common_dit.pad_to_patch_size(latents, self.patch_size)
@@ -168,9 +169,7 @@ class KiwiWan(comfy.model_base.WAN21):
     """
 
     def __init__(self, model_config, model_type=comfy.model_base.ModelType.FLOW, device=None):
-        super(comfy.model_base.WAN21, self).__init__(
-            model_config, model_type, device=device, unet_model=KiwiWanModel
-        )
+        super(comfy.model_base.WAN21, self).__init__(model_config, model_type, device=device, unet_model=KiwiWanModel)
         self.image_to_video = False
         self.memory_usage_factor_conds = ("reference_latents",)
 
@@ -186,13 +185,17 @@ class KiwiWan(comfy.model_base.WAN21):
             )
         out = super().extra_conds(**kwargs)
         source, references = kwargs.get(SOURCE), kwargs.get(REFERENCES)
-        if source is not None:
-            if source.shape[1:] != noise.shape[1:]:
-                raise ValueError(
-                    f"The source is {_size(source)} but the latent to sample is {_size(noise)}; "
-                    "prepare both from the same clip."
-                )
-            out["source_latents"] = comfy.conds.CONDNoiseShape(self.process_latent_in(source))
+        if source is None:
+            raise ValueError(
+                "A conditioning has no source clip, so the edit would not see it; connect it (and a negative) through "
+                "Source Video (Kiwi-Edit)."
+            )
+        if source.shape[1:] != noise.shape[1:]:
+            raise ValueError(
+                f"The source is {_size(source)} but the latent to sample is {_size(noise)}; "
+                "prepare both from the same clip."
+            )
+        out["source_latents"] = comfy.conds.CONDNoiseShape(self.process_latent_in(source))
         if contexts := kwargs.get(WINDOW_CONTEXTS):
             out["c_crossattn"] = WindowContexts(context, contexts)
         if references:
@@ -228,6 +231,18 @@ class KiwiWan(comfy.model_base.WAN21):
             centre = (frames[len(frames) // 2] + 0.5) / x_in.shape[window.dim]
             return cond_value.nearest(centre) if isinstance(cond_value, WindowContexts) else cond_value
         return super().resize_cond_for_context_window(cond_key, cond_value, window, x_in, device, **kwargs)
+
+
+def _check_cache(transformer_options) -> None:
+    """ValueError for an EasyCache that all of a clip's windows share; LazyCache looks at the whole clip."""
+    cache = transformer_options.get("easycache")
+    if cache is None or transformer_options.get("context_window") is None:
+        return
+    if getattr(cache, "name", "EasyCache") == "EasyCache":
+        raise ValueError(
+            "EasyCache would take what it remembers of one window for the next; use LazyCache on a clip that is longer "
+            "than a window, or sample it without windows."
+        )
 
 
 def _size(latent: torch.Tensor) -> str:

@@ -7,6 +7,7 @@ from ..kiwi_core import geometry, masks
 from . import loaders
 from .encode import KiwiEditEncodeInstruction
 from .loaders import KiwiConnector, KiwiMLLM
+from .video import original_size
 
 NOTHING_HERE = "(no downloaded model)"
 
@@ -102,6 +103,7 @@ class KiwiEditEditVideo(io.ComfyNode):
                     "mask", optional=True, raw_link=True,
                     tooltip="Where to edit; everything outside stays the source's own.",
                 ),
+                original_size(),
             ],
             outputs=[
                 io.Video.Output(tooltip="With the frame rate and sound of the original."),
@@ -115,8 +117,9 @@ class KiwiEditEditVideo(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, vae, mllm, connector, video, prompt, seed, steps, max_pixels, max_frames, reference=None, mask=None
-    ) -> io.NodeOutput:
+        cls, model, vae, mllm, connector, video, prompt, seed, steps, max_pixels, max_frames, reference=None, mask=None,
+        original_size=False,
+    ) -> io.NodeOutput:  # fmt: skip
         graph = GraphBuilder()
         prepared = graph.node(
             "KiwiEditPrepareVideo", video=video, max_pixels=max_pixels, max_frames=max_frames, multiple=32
@@ -143,7 +146,7 @@ class KiwiEditEditVideo(io.ComfyNode):
             frames = graph.node(
                 "KiwiEditComposite", frames=frames, source=source, mask=mask, feather=masks.FEATHER
             ).out(0)
-        finished = graph.node("KiwiEditFinishVideo", frames=frames, original=video)
+        finished = graph.node("KiwiEditFinishVideo", frames=frames, original=video, original_size=original_size)
         return io.NodeOutput(finished.out(0), finished.out(1), expand=graph.finalize())
 
 

@@ -15,6 +15,7 @@ from ..kiwi_core.mllm import SHOWN_REFERENCES, sample_frames, shown_references
 from .dit import REFERENCES, SOURCE, WINDOW_CONTEXTS
 from .images import from_uint8, to_uint8
 from .loaders import KiwiConnector, KiwiMLLM
+from .memo import Last
 from .mllm import encode
 from .vae import encode as encode_frames
 
@@ -26,6 +27,8 @@ MIN_WINDOW = 5
 WINDOW_FRAMES, SHOWN = "kiwi_window_frames", "kiwi_mllm_references"
 
 logger = logging.getLogger(__name__)
+# A new instruction makes a new conditioning, but no new latents: the VAE need not come back onto the card for them.
+_last_source, _last_references = Last(), Last()
 
 
 def reference_inputs(tooltip: str, optional: bool = True) -> list:
@@ -238,7 +241,7 @@ class KiwiEditSourceVideo(io.ComfyNode):
                 f"Frames of {width}x{height} were given and the model takes multiples of {multiple}; "
                 "connect Prepare Video (Kiwi-Edit)."
             )
-        latent = encode_frames(vae, frames[..., :3])
+        latent = _last_source.get((vae, frames), None, lambda: encode_frames(vae, frames[..., :3]))
         values = {SOURCE: latent}
         conditioning = _set(_fit_windows(conditioning, count), values)
         return io.NodeOutput(conditioning, {"samples": latent}, _set(negative, values))
@@ -277,7 +280,13 @@ class KiwiEditReferenceImage(io.ComfyNode):
                 "The video model gets a reference picture that the language model did not see; "
                 "connect it to Encode Instruction (Kiwi-Edit) as well."
             )
-        values = {REFERENCES: encode_references(vae, reference_pictures(reference, references), latent)}
+        images = [image for image in (reference, *(references or {}).values()) if image is not None]
+        latents = _last_references.get(
+            (vae, *images),
+            latent["samples"].shape[-2:],
+            lambda: encode_references(vae, reference_pictures(reference, references), latent),
+        )
+        values = {REFERENCES: latents}
         return io.NodeOutput(_set(conditioning, values, append=True), _set(negative, values, append=True))
 
 

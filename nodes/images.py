@@ -4,6 +4,8 @@ import comfy.model_management
 import numpy as np
 import torch
 
+from ..kiwi_core import masks
+
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
     """Frames ``[T, H, W, 3]``; an alpha channel is composited on white."""
@@ -17,3 +19,12 @@ def from_uint8(frames: np.ndarray) -> torch.Tensor:
     """IMAGE of uint8 frames."""
     image = torch.from_numpy(np.ascontiguousarray(frames)).to(comfy.model_management.intermediate_device())
     return image.float() / 255
+
+
+def check_length(edited: int, original: int) -> None:
+    """ValueError for frames that would be cut off: an edit has as many as its source, and up to three repeated ones."""
+    if edited > original + masks.SPARE:
+        raise ValueError(
+            f"The edit has {edited} frames and the original {original}; of a batch of variations, choose one with "
+            "Latent From Batch before decoding."
+        )

@@ -3,10 +3,10 @@
 import comfy.model_management
 import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import Input, io, ui
 
 from ..kiwi_core import media
-from . import dit, encode
+from . import dit, encode, footage
 from .images import from_uint8, to_uint8
 from .loaders import KiwiConnector, KiwiMLLM
 from .sampling import KiwiEditSampler
@@ -75,9 +75,9 @@ class KiwiEditPreview(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         dit.check_kiwi(model)
         multiple = 2 * vae.spacial_compression_decode()
-        source = KiwiEditPrepareVideo.execute(video, max_pixels, 1, multiple)[1]
-        numbers = chosen_frames(frames, len(source))
-        source = source[numbers]  # a copy, so that a decoded clip is not held while these are edited
+        of_video = isinstance(video, Input.Video)
+        numbers = chosen_frames(frames, footage.frame_count(video) if of_video else len(video))
+        source = footage.frames_at(video, numbers) if of_video else video[numbers]
         pictures = encode.reference_pictures(reference, references)
 
         contexts, latents, before = [], [], []

@@ -47,13 +47,29 @@ def _window_overlap(**options):
     )  # fmt: skip
 
 
+def _check_one_clip(clips: int) -> None:
+    if clips > 1:
+        raise ValueError(
+            f"{clips} clips were given and windows take one; choose one with Latent From Batch, or sample them "
+            "without windows."
+        )
+
+
+class _Windows(comfy.context_windows.IndexListContextHandler):
+    """Says what ComfyUI's fails at: several clips at once."""
+
+    def execute(self, calc_cond_batch, model, conds, x_in, *args, **kwargs):
+        _check_one_clip(len(x_in))
+        return super().execute(calc_cond_batch, model, conds, x_in, *args, **kwargs)
+
+
 def _add_windows(model, window_frames, window_overlap):
     """A clone of a MODEL that samples in windows, with ComfyUI's own context windows."""
     length, overlap = windows.latent_sizes(window_frames, window_overlap)
     model = model.clone()
     # Of its ways to blend, the pyramid fades linearly over all of an overlap, and over a wider last one too;
     # overlap-linear gives an overlap's first and last frame no weight, and cannot do without overlap.
-    model.model_options["context_handler"] = comfy.context_windows.IndexListContextHandler(
+    model.model_options["context_handler"] = _Windows(
         context_schedule=comfy.context_windows.get_matching_context_schedule("standard_static"),
         fuse_method=comfy.context_windows.get_matching_fuse_method("pyramid"),
         context_length=length,
@@ -62,30 +78,6 @@ def _add_windows(model, window_frames, window_overlap):
     )
     comfy.context_windows.create_prepare_sampling_wrapper(model)
     return model
-
-
-def _check_source(conditioning, name):
-    """ValueError for a conditioning that did not pass through Source Video: the edit would not see the clip."""
-    if any(dit.SOURCE not in values for _, values in conditioning):
-        raise ValueError(f"The {name} has no source clip; connect it through Source Video (Kiwi-Edit).")
-
-
-def _check_windows(model, samples):
-    """ValueError for what ComfyUI's windows cannot: several clips at once, or an EasyCache that all of them share."""
-    handler = model.model_options.get("context_handler")
-    cache = model.model_options["transformer_options"].get("easycache")
-    if handler is None or samples.shape[2] <= getattr(handler, "context_length", 0):
-        return
-    if len(samples) > 1:
-        raise ValueError(
-            f"{len(samples)} clips were given and windows take one; choose one with Latent From Batch, or set "
-            "window_frames to 0."
-        )
-    if cache is not None and getattr(cache, "name", "EasyCache") == "EasyCache":  # LazyCache looks at the whole clip
-        raise ValueError(
-            "EasyCache would take what it remembers of one window for the next; use LazyCache on a clip that is longer "
-            "than a window, or set window_frames to 0."
-        )
 
 
 class KiwiEditScheduler(io.ComfyNode):
@@ -192,8 +184,6 @@ class KiwiEditSampler(io.ComfyNode):
         dit.check_kiwi(model)
         dit.check_channels(model.model, latent["samples"])
         warn_of_lost_references(conditioning)
-        _check_source(conditioning, "conditioning")
-        _check_source(negative or (), "negative")
         if negative is None and not math.isclose(cfg, 1.0):
             raise ValueError(
                 f"cfg is {cfg:g} but there is no negative; connect Encode Negative (Kiwi-Edit), through Source Video, "
@@ -204,7 +194,9 @@ class KiwiEditSampler(io.ComfyNode):
         length = windows.latent_sizes(window_frames, window_overlap)[0] if window_frames else frames
         if frames > length and model.model_options.get("context_handler") is None:
             model = _add_windows(model, window_frames, window_overlap)
-        _check_windows(model, samples)
+        handler = model.model_options.get("context_handler")
+        if handler is not None and frames > getattr(handler, "context_length", frames):
+            _check_one_clip(len(samples))
         sigmas = schedule.flow_sigmas(steps, shift, denoising_strength=denoise)
         guider = comfy.samplers.CFGGuider(model)
         guider.inner_set_conds({"positive": conditioning} | ({"negative": negative} if negative is not None else {}))

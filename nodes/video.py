@@ -3,31 +3,39 @@
 import logging
 from fractions import Fraction
 
-import av
 import comfy.model_management
 import comfy.utils
 import torch
 from comfy_api.latest import Input, InputImpl, Types, io
 
 from ..kiwi_core import geometry, media
-from .images import from_uint8, to_uint8
+from . import footage
+from .images import check_length, from_uint8, to_uint8
 
 CATEGORY = "video/kiwi-edit"
 logger = logging.getLogger(__name__)
 
 
-def _components(video: Input.Video) -> Types.VideoComponents:
-    try:
-        components = video.get_components()
-    except (av.error.FFmpegError, ValueError, IndexError) as error:
-        raise ValueError(f"The video cannot be read ({error}); load another file, or convert it to mp4.") from None
-    if len(components.images) == 0:
-        raise ValueError("The video has no frames; load another file, or convert it to mp4.")
-    return components
+def _resized(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Fill frames with others of any size, one by one: a long clip is here twice at most."""
+    progress = comfy.utils.ProgressBar(len(target))
+    for to, frame in zip(target, source):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        to.copy_(from_uint8(geometry.resize_frames(to_uint8(frame[None]), *to.shape[:2]))[0])
+        progress.update(1)
+
+
+def original_size():
+    """The input of that name."""
+    return io.Boolean.Input(
+        "original_size", default=False, optional=True, advanced=True,
+        tooltip="Resizes the edit to the original's width and height. The model takes multiples of 32, so most clips "
+        "come back a little smaller, and squashed by some percent.",
+    )  # fmt: skip
 
 
 class KiwiEditPrepareVideo(io.ComfyNode):
-    """Size and frame count for the model; the clip itself for the language model."""
+    """Size and frame count for the model; the same frames as they are for the language model."""
 
     @classmethod
     def define_schema(cls):
@@ -55,33 +63,29 @@ class KiwiEditPrepareVideo(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="For Source Video."),
-                io.Image.Output(display_name="source", tooltip="At its own size, for Encode Instruction."),
+                io.Image.Output(display_name="source", tooltip="The same at their own size, for Encode Instruction."),
             ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, video, max_pixels, max_frames, multiple) -> io.NodeOutput:
-        source = _components(video).images if isinstance(video, Input.Video) else video
-        height, width = source.shape[1:3]
-        media.check_frame_size(height, width)
         # One to three frames more than asked for, if there are any, are better than repeated ones.
-        taken = source[: geometry.padded_frame_count(max_frames)]
-        if len(source) > len(taken):
+        count = geometry.padded_frame_count(max_frames)
+        found = footage.first_frames(video, count + 1).images if isinstance(video, Input.Video) else video
+        height, width = found.shape[1:3]
+        media.check_frame_size(height, width)
+        source = found[:count]
+        if len(found) > count:
             logger.warning(
-                "The clip has %d frames and the first %d of them are edited; raise max_frames for more, in windows "
-                "where memory does not suffice.", len(source), len(taken),
+                "The clip is longer than %d frames and the first ones are edited; raise max_frames for more, in "
+                "windows where memory does not suffice.", count,
             )  # fmt: skip
         size = geometry.fit_size(height, width, max_pixels, multiple)
-        count = geometry.padded_frame_count(len(taken))
-        # Frame by frame: a long clip is here once at its own size and once resized, without copies in between.
-        frames = torch.empty((count, *size, 3), device=comfy.model_management.intermediate_device())
-        progress = comfy.utils.ProgressBar(count)
-        for target, frame in zip(frames, taken):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            target.copy_(from_uint8(geometry.resize_frames(to_uint8(frame[None]), *size))[0])
-            progress.update(1)
-        frames[len(taken) :] = frames[len(taken) - 1]
-        progress.update_absolute(count)
+        frames = torch.empty(
+            (geometry.padded_frame_count(len(source)), *size, 3), device=comfy.model_management.intermediate_device()
+        )
+        _resized(frames[: len(source)], source)
+        frames[len(source) :] = frames[len(source) - 1]
         return io.NodeOutput(frames, source)
 
 
@@ -103,22 +107,30 @@ class KiwiEditFinishVideo(io.ComfyNode):
                     "frame_rate", default=15.0, min=1.0, max=240.0, step=0.01, optional=True, advanced=True,
                     tooltip="Where the original is frames, which have none; published edits have 15 a second.",
                 ),
+                original_size(),
             ],
             outputs=[io.Video.Output(), io.Image.Output(display_name="frames")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, frames, original, frame_rate=15.0) -> io.NodeOutput:
+    def execute(cls, frames, original, frame_rate=15.0, original_size=False) -> io.NodeOutput:
         if isinstance(original, Input.Video):
-            components = _components(original)
+            components = footage.first_frames(original, len(frames))
         else:
             components = Types.VideoComponents(images=original, audio=None, frame_rate=Fraction(str(frame_rate)))
+        check_length(len(frames), len(components.images))
+        height, width = components.images.shape[1:3]
         frames = frames[: len(components.images)]
+        if original_size and frames.shape[1:3] != (height, width):
+            edit, frames = frames, frames.new_empty((len(frames), height, width, 3))
+            _resized(frames, edit)
         audio = components.audio
         if audio is not None:
             samples = round(len(frames) / components.frame_rate * audio["sample_rate"])
             audio = {**audio, "waveform": audio["waveform"][..., :samples]}
-        finished = Types.VideoComponents(images=frames, audio=audio, frame_rate=components.frame_rate)
+        height, width = (side // 2 * 2 for side in frames.shape[1:3])  # H.264 takes no odd sides
+        images = frames[:, :height, :width]
+        finished = Types.VideoComponents(images=images, audio=audio, frame_rate=components.frame_rate)
         return io.NodeOutput(InputImpl.VideoFromComponents(finished), frames)
 
 

@@ -1,6 +1,6 @@
 """Measure training in one run, as ratios; on a CUDA machine also real 5B shapes against the hardware's floor.
 
-    make bench-training
+make bench-training
 """
 
 import argparse

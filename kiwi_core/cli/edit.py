@@ -44,6 +44,7 @@ def edit(
     mask: Path | None = None,
     feather: int = 8,
     match_colours: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    original_size: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     task: Literal["none", "style", "background", "change", "remove", "add"] = "none",
     lora: tuple[Path, ...] = (),
     lora_strength: float = 1.0,
@@ -76,6 +77,8 @@ def edit(
         mask: picture or video, white where to edit; the result has the size of the video, and its frames elsewhere.
         feather: pixels over which the edit fades in from the edge of the mask inwards.
         match_colours: take back a drift of colours, as far as the edit leaves parts of the video to compare with.
+        original_size: resize the result to the video's width and height. The model takes multiples of 32, so most
+            clips come back a little smaller, and squashed by some percent.
         task: add a sentence to the prompt that says what such an edit is to keep.
         lora: LoRA of any dialect, or a training checkpoint; several are applied one after the other.
         lora_strength: 0 leaves the model as it is.
@@ -161,8 +164,10 @@ def edit(
         generator=torch.Generator("cpu").manual_seed(seed),
         rounding=rounding,
     ).frames
+    if original_size or editable is not None:
+        result = geometry.resize_frames(result, *source.shape[1:3])
     if editable is not None:
-        result = masks.composite(geometry.resize_frames(result, *source.shape[1:3]), source, editable, feather)
+        result = masks.composite(result, source, editable, feather)
     _save(output, result, clip)
     if compare:
         _save(outputs[1], media.side_by_side(source, result), clip)

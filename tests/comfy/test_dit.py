@@ -273,9 +273,7 @@ def test_stock_sampling_equals_the_library(dit, models, library, sample, cfg, re
     noise, context, negative = sample.x[:1], sample.context[:1], sample.context[1:]
     references = list(sample.reference.split(1, dim=2))
     given = dict(source=to_raw(sample.source[:1]), references=[to_raw(reference) for reference in references])
-    got = sampled(
-        patcher, noise, conditioning_of(dit, context, **given), conditioning_of(dit, negative, **given), cfg
-    )
+    got = sampled(patcher, noise, conditioning_of(dit, context, **given), conditioning_of(dit, negative, **given), cfg)
     expected = euler(library, noise, context, sample.source[:1], sample.reference, cfg=cfg, negative=negative)
     difference = largest_difference(patcher.model.process_latent_in(got), expected)
     record_property("largest_difference", difference)
@@ -386,9 +384,7 @@ def predict_all(predict, model, sample, dtype=torch.float32):
     return predict(model, x, sample.sigma, context, source, reference)
 
 
-@pytest.mark.parametrize(
-    "dtype, allowed", [(torch.bfloat16, 0.03), (torch.float16, 0.03), (torch.float8_e4m3fn, 0.1)]
-)
+@pytest.mark.parametrize("dtype, allowed", [(torch.bfloat16, 0.03), (torch.float16, 0.03), (torch.float8_e4m3fn, 0.1)])
 def test_other_dtypes(library, sample, dtype, allowed, record_property):
     patcher = load(single_file(library), dtype)
     assert patcher.model.diffusion_model.blocks[0].ffn[0].weight.dtype == dtype
@@ -494,6 +490,7 @@ def test_references_count_for_memory(dit, models, sample):
 REFUSED = {
     "text encoder": (dict(context=torch.zeros(1, 8, 4096)), "instruction node"),
     "no text": (dict(context=None), "conditioning is missing"),
+    "no source": (dict(source=None), "has no source clip"),
     "frame count": (dict(source=torch.zeros(1, CHANNELS, 2, 8, 12)), "source is 2 frames of 8x12"),
     "size": (dict(source=torch.zeros(1, CHANNELS, 3, 8, 10)), "source is 3 frames of 8x10"),
     "reference size": (dict(references=[torch.zeros(1, CHANNELS, 1, 8, 10)]), "letterbox"),
@@ -503,7 +500,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("given, sentence", REFUSED.values(), ids=REFUSED.keys())
 def test_what_does_not_fit_is_refused(dit, models, sample, given, sentence):
-    given = dict(context=sample.context[:1]) | given
+    given = dict(context=sample.context[:1], source=sample.source[:1]) | given
     noise = given.pop("noise", sample.x[:1])
     with pytest.raises(ValueError, match=sentence) as refused:
         sampled(models[False], noise, conditioning_of(dit, **given))

@@ -122,6 +122,15 @@ def test_a_picture_gives_a_picture(ready):
     assert len(video.frames) == 1
 
 
+def test_the_edit_comes_back_at_the_size_of_the_original(ready):
+    graph = short(video=("picture", 0))
+    graph["3"]["inputs"]["original_size"] = True
+    _, pictures = results(ready, graph)
+    original = np.asarray(Image.open(ready.base_dir / "input" / "edit_reference.png"))
+    assert any(side % 32 for side in original.shape[:2])
+    assert pictures.shape == (1, *original.shape)
+
+
 def test_frames_without_a_video_get_the_published_rate(ready):
     graph = short(video=("frames", 0))
     graph["frames"] = node("GetVideoComponents", video=["1", 0])

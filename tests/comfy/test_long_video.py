@@ -15,6 +15,7 @@ import pytest
 import torch
 from edit_graph import node
 
+import nodes as stock
 from kiwi_core import KiwiEditPipeline, media, schedule, windows
 
 FRAMES, WINDOW, OVERLAP, STEPS, SEED = 29, 13, 8, 2, 3  # 8 latent frames in windows of 4 that share 2
@@ -82,6 +83,12 @@ def sample(sampling, model, edit, **changes):
     conditioning, latent = edit
     (sampled,) = sampling.KiwiEditSampler.execute(model, conditioning, latent, **inputs | changes)
     return model.model.process_latent_in(sampled["samples"])
+
+
+def stock_sample(model, edit):
+    """With ComfyUI's KSampler."""
+    conditioning, latent = edit
+    return stock.common_ksampler(model, SEED, 2, 1.0, "euler", "simple", conditioning, conditioning, latent)
 
 
 def library(pipeline, clip, **changes):
@@ -257,18 +264,27 @@ def test_a_context_is_never_cut(sampling, loaded, dit, width):
 
 
 @pytest.mark.parametrize("where", ["ours", "stock"])
-def test_easycache_is_refused_in_windows(sampling, loaded, edit, where):
+@pytest.mark.parametrize("sampler", ["ours", "stock"])
+def test_easycache_is_refused_in_windows(sampling, loaded, edit, where, sampler):
     easycache = importlib.import_module("comfy_extras.nodes_easycache")
-    (model,) = easycache.EasyCacheNode.execute(loaded.model, 0.2, 0.15, 0.95, False)
-    if where == "stock":
-        model = stock_windows(model, 4, 1)
+
+    def run(node, windowed=True):
+        (model,) = node.execute(loaded.model, 0.2, 0.15, 0.95, False)
+        if sampler == "ours" and where == "ours":
+            return sample(sampling, model, edit, **{} if windowed else {"window_frames": FRAMES})
+        if windowed and where == "ours":
+            (model,) = sampling.KiwiEditContextWindows.execute(model, WINDOW, OVERLAP)
+        elif windowed:
+            model = stock_windows(model, 4, 1)
+        if sampler == "ours":
+            return sample(sampling, model, edit, **{} if windowed else {"window_frames": 0})
+        return stock_sample(model, edit)[0]["samples"]
+
     with pytest.raises(ValueError, match="EasyCache") as refused:
-        sample(sampling, model, edit)
+        run(easycache.EasyCacheNode)
     assert str(refused.value).count(". ") == 0
-    if where == "ours":
-        assert sample(sampling, model, edit, window_frames=FRAMES).isfinite().all()  # fine in one window
-    (model,) = easycache.LazyCacheNode.execute(loaded.model, 0.2, 0.15, 0.95, False)
-    assert sample(sampling, model, edit).isfinite().all()
+    assert run(easycache.EasyCacheNode, windowed=False).isfinite().all()
+    assert run(easycache.LazyCacheNode).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -285,6 +301,9 @@ def test_several_clips_at_once_are_refused_in_windows_only(sampling, loaded, edi
     with pytest.raises(ValueError, match="2 clips were given and windows take one; choose one with Latent From Batch"):
         sample(sampling, loaded.model, both)
     assert len(sample(sampling, loaded.model, both, steps=1, window_frames=0)) == 2
+    (windowed,) = sampling.KiwiEditContextWindows.execute(loaded.model, WINDOW, OVERLAP)
+    with pytest.raises(ValueError, match="2 clips were given and windows take one"):
+        stock_sample(windowed, both)
 
 
 def test_cancel_stops_within_a_window(sampling, loaded, edit):
@@ -327,13 +346,9 @@ def long_prompt(graph, **sampler):
 def test_401_frames_run_from_end_to_end(graph):
     prompt = long_prompt(graph)
     prompt["decoded"] = node("VAEDecode", samples=["sampled", 0], vae=["vae", 0])
-    prompt["matched"] = node(
-        "KiwiEditMatchColours", frames=["decoded", 0], source=["prepared", 0], strength=1.0
-    )
+    prompt["matched"] = node("KiwiEditMatchColours", frames=["decoded", 0], source=["prepared", 0], strength=1.0)
     prompt["finished"] = node("KiwiEditFinishVideo", frames=["matched", 0], original=["video", 0])
-    prompt["saved"] = node(
-        "SaveVideo", video=["finished", 0], filename_prefix="long", format="mp4", codec="h264"
-    )
+    prompt["saved"] = node("SaveVideo", video=["finished", 0], filename_prefix="long", format="mp4", codec="h264")
     values = []
 
     def listen(kind, data):

@@ -67,14 +67,6 @@ def test_a_mask_that_does_not_fit_is_told_in_a_sentence(nodes, mask, sentence):
         assert str(refused.value).count(". ") == 0
 
 
-def test_a_clip_that_is_cut_is_told(pack, caplog):
-    prepare = pack.nodes.video.KiwiEditPrepareVideo.execute
-    assert len(prepare(torch.rand(9, 64, 96, 3), 64 * 96, 9, 32)[0]) == 9
-    assert not caplog.records
-    assert len(prepare(torch.rand(12, 64, 96, 3), 64 * 96, 5, 32)[0]) == 5
-    assert "The clip has 12 frames and the first 5 of them are edited" in caplog.text
-
-
 def test_what_edit_mask_takes_the_others_take_too(nodes, pack):
     clip, short = torch.rand(9, 64, 96, 3), moving(7)
     nodes.KiwiEditMask.execute(latent(), short, 8)

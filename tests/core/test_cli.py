@@ -158,6 +158,8 @@ def test_a_clip_past_the_models_limit_is_edited_whole_in_windows_only(run, tmp_p
 def test_frames_are_scaled_to_the_pixel_budget(run, tmp_path):
     assert run(frames=1, max_pixels=3000) == 0
     assert load_video(tmp_path / "out.mp4").frames.shape == (1, 32, 64, 3)
+    assert run(frames=1, max_pixels=3000, original_size=True) == 0
+    assert load_video(tmp_path / "out.mp4").frames.shape == (1, 64, 96, 3)
 
 
 def test_a_picture_gives_a_picture_by_reference_and_seed(run, picture, tmp_path):
