@@ -189,6 +189,17 @@ def test_all_steps_lead_to_a_model_in_every_layout(trained, tmp_path):
     assert np.abs(edited(again).astype(int) - frames).max() <= 1  # one level, where a CPU rounds otherwise
 
 
+def test_the_decoder_alone_is_trained_on_so_that_latents_stay_what_they_were(trained):
+    plan, folder = trained
+    before = files.load_tensors(plan.output / "vae" / "vae.safetensors")
+    after = {name: load(tensor) for name, tensor in released.read(folder).vae.items()}
+    assert after.keys() == before.keys()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name].to(tensor.dtype))}
+    kept = {name for name in after if name.startswith(("encoder.", "conv1."))}
+    assert kept and not changed & kept
+    assert changed > {name for name in after if name.endswith("weight")} - kept
+
+
 def test_what_comes_with_the_project_fits_into_sixteen_megabytes_with_its_logs():
     assert 14_000_000 < sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 16_000_000
 

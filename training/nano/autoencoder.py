@@ -121,13 +121,50 @@ class Objective(nn.Module):
             log_variance = log_variance.clamp(-20, 10)
             latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
             made = self.vae.decoder(self.vae.post_quant_conv(latents)).float()
-        error, weight = made - video, 1 + self.things * things
-        squared = error.square()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = ((error.abs() + 2 * squared) * weight).mean() + self.kl * divergence
-        psnr = -10 * (squared.detach().mean() / 4).log10()
-        inside = -10 * ((squared.detach() * things).sum() / (4 * 3 * things.sum().clamp(min=1))).log10()
-        return loss, {"psnr": psnr, "psnr_things": inside, "divergence": divergence.detach()}
+        loss, numbers = _reconstruction(made, video, things, self.things)
+        return loss + self.kl * divergence, numbers | {"divergence": divergence.detach()}
+
+
+class DecoderObjective(nn.Module):
+    """Reconstruction by the decoder alone, out of latents that are a little off, as those of an edit are.
+
+    What the encoder gives stays as it is, and with it all that was cached and trained on it.
+
+    Args:
+        off: greatest standard deviation of what is added, in those of the latents. Others: see :class:`Objective`.
+    """
+
+    def __init__(
+        self, vae: AutoencoderKLWan, off: float = 0.1, things: float = 3.0, bf16: bool = True, fused: bool = True
+    ):
+        super().__init__()
+        self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
+        self.whole = (vae,)  # not a module of this one, whose parameters are what is trained
+        self.off, self.things, self.bf16, self.fused = off, things, bf16, fused
+
+    def forward(self, video: torch.Tensor, things: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        """As :meth:`Objective.forward`."""
+        (vae,) = self.whole
+        if video.device.type == "cpu":
+            video = video.contiguous(memory_format=torch.channels_last_3d)
+        with whole_clips(vae, self.fused), torch.autocast(video.device.type, torch.bfloat16, enabled=self.bf16):
+            with torch.no_grad():
+                latents = vae.quant_conv(vae.encoder(video)).float().chunk(2, dim=1)[0]
+                each = self.off * torch.rand(len(latents), 1, 1, 1, 1, device=latents.device)
+                std = torch.tensor(vae_keys.LATENTS_STD[latents.shape[1]], device=latents.device).view(1, -1, 1, 1, 1)
+                latents = latents + each * std * torch.randn_like(latents)
+            made = self.decoder(self.post_quant_conv(latents)).float()
+        return _reconstruction(made, video, things, self.things)
+
+
+def _reconstruction(made, video, things, extra: float) -> tuple[torch.Tensor, dict]:
+    """How far pixels are off, with those of things counted ``extra`` times more; and in dB."""
+    error, weight = made - video, 1 + extra * things
+    squared = error.square()
+    psnr = -10 * (squared.detach().mean() / 4).log10()
+    inside = -10 * ((squared.detach() * things).sum() / (4 * 3 * things.sum().clamp(min=1))).log10()
+    return ((error.abs() + 2 * squared) * weight).mean(), {"psnr": psnr, "psnr_things": inside}
 
 
 @torch.no_grad()

@@ -60,6 +60,8 @@ class Plan:
     described: int = 64
     """Clips or pictures in a batch of the DiT's, which learns to make them from descriptions."""
     vae_steps: int = 9000
+    decoder_steps: int = 3000
+    """Of its decoder alone, after that."""
     language_steps: int = 2500
     backbone_steps: int = 1500
     stage_steps: tuple[int, int, int] = (200, 1200, 5000)
@@ -111,6 +113,20 @@ def vae(plan: Plan) -> None:
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     files.save_tensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def decoder(plan: Plan) -> None:
+    """Train the VAE's decoder on alone; what the others are trained on does not depend on it."""
+    folder, device = plan.output / "decoder", plan.torch_device
+    torch.backends.cudnn.benchmark = True
+    trained = load_vae(plan).requires_grad_(True)
+    objective = autoencoder.DecoderObjective(trained.to(device), fused=plan.fused)
+    pretraining.train(
+        folder, objective, feed.ClipFeed(plan.clips, plan.pictures, 0.4, plan.seed + 3, splits=edits.SPLITS),
+        lambda clips: objective(feed.pixels(clips, device), feed.mask(clips, device)),
+        pretraining.Schedule(plan.count(plan.decoder_steps), 1e-3, seed=plan.seed), device, plan.workers,
+    )  # fmt: skip
+    _save(vae_keys.vae_to_original(trained.cpu().state_dict()), folder / "vae.safetensors")
 
 
 def load_vae(plan: Plan) -> AutoencoderKLWan:
@@ -234,6 +250,7 @@ def stage(plan: Plan, name: str) -> None:
 def pack(plan: Plan) -> None:
     """The trained model in 16 bits, with the logs, plots and settings of its training beside it."""
     parts = released.read(plan.output / STAGES[-1] / base.EXPORTS / "diffusers")
+    parts = dataclasses.replace(parts, vae=files.load_tensors(plan.output / "decoder" / "vae.safetensors"))
     halves = {}
     for part in _WEIGHTS:
         kind = torch.float16 if part == "vae" else torch.bfloat16  # it keeps more of a picture; others need the range
@@ -242,7 +259,7 @@ def pack(plan: Plan) -> None:
     released.write(dataclasses.replace(parts, **halves), folder)
     logs = folder / "training"
     logs.mkdir(exist_ok=True)
-    for step in ("vae", "language", "backbone", *STAGES):
+    for step in ("vae", "decoder", "language", "backbone", *STAGES):
         made = plan.output / step
         lines = [line for line in metrics.read(made) if line["step"] % _LOGGED == 0 or "validation/loss" in line]
         if lines:  # not those of a VAE that was given
@@ -271,20 +288,22 @@ STEPS: dict[str, Callable[[Plan], None]] = {
     **{name: lambda plan, kind=kind: cache(plan, kind) for name, kind in _CACHES.items()},
     "base": base_folder,
     **{name: lambda plan, name=name: stage(plan, name) for name in STAGES},
+    "decoder": decoder,
     "pack": pack,
 }
 """In an order that can be followed."""
-PREPARED = tuple(name for name in STEPS if name not in (*STAGES, "pack"))
+PREPARED = tuple(name for name in STEPS if name not in (*STAGES, "decoder", "pack"))
 """What the curriculum starts from."""
 _NEEDS = {
     "backbone": ("vae",),
+    "decoder": ("vae",),
     "encoders": ("vae", "language"),
     **dict.fromkeys(_CACHES, ("encoders", "rows")),
     "base": ("vae", "language", "backbone"),
     "stage1": ("base", "cache-image"),
     "stage2": ("stage1", "cache-video"),
     "stage3": ("stage2", "cache-ref"),
-    "pack": ("stage3",),
+    "pack": ("stage3", "decoder"),
 }
 
 
