@@ -355,18 +355,17 @@ class KiwiEditPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_scale is {guidance_scale}; use a number from 0 on, 1 for none.")
         if mask_feather is not None and mask_feather < 0:
             raise ValueError(f"mask_feather is {mask_feather}; use 0 or more pixels.")
-        whole = media.as_frames(video)
-        media.check_frame_size(*whole.shape[1:3])
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"num_frames is {num_frames}; use at least 1.")
+        limit = num_frames or (geometry.MAX_FRAMES if window_frames is None else None)
+        frames = media.as_frames(video, limit and limit + 1)
+        media.check_frame_size(*frames.shape[1:3])
         references = _pictures(reference)
         if references and self.ref_embedder is None:
             raise ValueError("This model was trained without reference pictures; use a reference model.")
-        if num_frames is not None and num_frames < 1:
-            raise ValueError(f"num_frames is {num_frames}; use at least 1.")
-        if num_frames is None and window_frames is None and len(whole) > geometry.MAX_FRAMES:
-            logger.warning(
-                "The first %d of %d frames are edited; set num_frames for more.", geometry.MAX_FRAMES, len(whole)
-            )
-        frames = whole[: num_frames or (geometry.MAX_FRAMES if window_frames is None else None)]
+        if num_frames is None and limit is not None and len(frames) > limit:
+            logger.warning("The clip is longer than %d frames; the first are edited. Set num_frames for more.", limit)
+        frames = frames[:limit]
         height, width = self._size(frames, height, width)
         latent_frames = geometry.latent_frame_count(geometry.padded_frame_count(len(frames)))
         spans = [range(latent_frames)]

@@ -185,11 +185,7 @@ class KiwiWan(comfy.model_base.WAN21):
             )
         out = super().extra_conds(**kwargs)
         source, references = kwargs.get(SOURCE), kwargs.get(REFERENCES)
-        if source is None:
-            raise ValueError(
-                "A conditioning has no source clip, so the edit would not see it; connect it (and a negative) through "
-                "Source Video (Kiwi-Edit)."
-            )
+        check_source(kwargs)
         if source.shape[1:] != noise.shape[1:]:
             raise ValueError(
                 f"The source is {_size(source)} but the latent to sample is {_size(noise)}; "
@@ -231,6 +227,15 @@ class KiwiWan(comfy.model_base.WAN21):
             centre = (frames[len(frames) // 2] + 0.5) / x_in.shape[window.dim]
             return cond_value.nearest(centre) if isinstance(cond_value, WindowContexts) else cond_value
         return super().resize_cond_for_context_window(cond_key, cond_value, window, x_in, device, **kwargs)
+
+
+def check_source(values) -> None:
+    """ValueError for the values of a conditioning that did not pass through Source Video."""
+    if values.get(SOURCE) is None:
+        raise ValueError(
+            "A conditioning has no source clip, so the edit would not see it; connect it (and a negative) through "
+            "Source Video (Kiwi-Edit)."
+        )
 
 
 def _check_cache(transformer_options) -> None:

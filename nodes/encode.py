@@ -55,6 +55,14 @@ def mllm_references_input():
     )  # fmt: skip
 
 
+def _window_frames():
+    return io.Int.Input(
+        "window_frames", default=0, min=0, max=100000, optional=True, advanced=True,
+        tooltip="For long clips in context windows: the instruction is also encoded for each window of so many frames, "
+        "with half of them shared. 0 encodes the clip as a whole. A negative wants the same.",
+    )  # fmt: skip
+
+
 def _window_problem(window_frames: int | None) -> str | None:
     if window_frames and window_frames < MIN_WINDOW:
         return f"window_frames is {window_frames}; use at least {MIN_WINDOW}, or 0 for the clip as a whole."
@@ -145,11 +153,7 @@ class KiwiEditEncodeInstruction(io.ComfyNode):
                 io.Image.Input("source", tooltip="The clip at its own size, or a single picture."),
                 reference,
                 mllm_references_input(),
-                io.Int.Input(
-                    "window_frames", default=0, min=0, max=100000, optional=True, advanced=True,
-                    tooltip="For long clips in context windows: the instruction is also encoded for each window of so "
-                    "many frames, with half of them shared. 0 encodes the clip as a whole.",
-                ),
+                _window_frames(),
                 references,
             ],
             outputs=[io.Conditioning.Output()],
@@ -191,17 +195,24 @@ class KiwiEditEncodeNegative(io.ComfyNode):
                 io.Image.Input("source", tooltip="The clip at its own size, or a single picture."),
                 reference,
                 mllm_references_input(),
+                _window_frames(),
                 references,
             ],
             outputs=[io.Conditioning.Output()],
         )
 
     @classmethod
+    def validate_inputs(cls, window_frames=None, references=None):  # the growing input is always given
+        return _window_problem(window_frames) or True
+
+    @classmethod
     def execute(
-        cls, mllm, connector, prompt, source, reference=None, mllm_references="first", references=None
+        cls, mllm, connector, prompt, source, reference=None, mllm_references="first", window_frames=0, references=None
     ) -> io.NodeOutput:
         pictures = reference_pictures(reference, references)
-        return io.NodeOutput(encode_edit(mllm, connector, prompt, source, pictures, mllm_references, allow_empty=True))
+        return io.NodeOutput(
+            encode_edit(mllm, connector, prompt, source, pictures, mllm_references, window_frames, allow_empty=True)
+        )
 
 
 class KiwiEditSourceVideo(io.ComfyNode):
@@ -243,8 +254,9 @@ class KiwiEditSourceVideo(io.ComfyNode):
             )
         latent = _last_source.get((vae, frames), None, lambda: encode_frames(vae, frames[..., :3]))
         values = {SOURCE: latent}
-        conditioning = _set(_fit_windows(conditioning, count), values)
-        return io.NodeOutput(conditioning, {"samples": latent}, _set(negative, values))
+        fitted = (given if given is None else _fit_windows(given, count) for given in (conditioning, negative))
+        conditioning, negative = (_set(given, values) for given in fitted)
+        return io.NodeOutput(conditioning, {"samples": latent}, negative)
 
 
 class KiwiEditReferenceImage(io.ComfyNode):

@@ -4,7 +4,7 @@ import comfy.model_management
 import numpy as np
 import torch
 
-from ..kiwi_core import masks
+from ..kiwi_core import geometry
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
@@ -22,8 +22,8 @@ def from_uint8(frames: np.ndarray) -> torch.Tensor:
 
 
 def check_length(edited: int, original: int) -> None:
-    """ValueError for frames that would be cut off: an edit has as many as its source, and up to three repeated ones."""
-    if edited > original + masks.SPARE:
+    """ValueError for frames that would be cut off: an edit has as many as its source, rounded up to 4k+1."""
+    if edited > geometry.padded_frame_count(original):
         raise ValueError(
             f"The edit has {edited} frames and the original {original}; of a batch of variations, choose one with "
             "Latent From Batch before decoding."

@@ -19,7 +19,10 @@ class Last:
         known = [reference() for reference in self._made_of]
         same = len(known) == len(made_of) and all(old is new for old, new in zip(known, made_of))
         if not (same and self._made_of and settings == self._settings):
-            self._made_of = ()  # nothing, should this fail
+            self._forget()
             self._result = compute()
-            self._made_of, self._settings = tuple(map(weakref.ref, made_of)), settings
+            self._made_of, self._settings = tuple(weakref.ref(each, self._forget) for each in made_of), settings
         return self._result
+
+    def _forget(self, _=None) -> None:
+        self._made_of, self._result = (), None

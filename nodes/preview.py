@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from comfy_api.latest import Input, io, ui
 
-from ..kiwi_core import media
+from ..kiwi_core import geometry, media
 from . import dit, encode, footage
 from .images import from_uint8, to_uint8
 from .loaders import KiwiConnector, KiwiMLLM
@@ -50,7 +50,7 @@ class KiwiEditPreview(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "frames", default=3, min=1, max=MAX_FRAMES,
-                    tooltip="How many frames, spread evenly over the clip; of one, the middle.",
+                    tooltip="How many frames, spread evenly over what is to be edited; of one, the middle.",
                 ),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="20 are enough for a look."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
@@ -59,6 +59,10 @@ class KiwiEditPreview(io.ComfyNode):
                     tooltip="Width x height of a frame is brought below this; less is faster.",
                 ),
                 reference,
+                io.Int.Input(
+                    "max_frames", default=geometry.MAX_FRAMES, min=1, max=100000, optional=True, advanced=True,
+                    tooltip="Frames from the start that the edit is to have, as in Prepare Video.",
+                ),
                 references,
             ],
             outputs=[io.Image.Output(display_name="sheet")],
@@ -71,13 +75,14 @@ class KiwiEditPreview(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, vae, mllm, connector, video, prompt, frames, steps, seed, max_pixels, reference=None,
-        references=None,
+        max_frames=geometry.MAX_FRAMES, references=None,
     ) -> io.NodeOutput:  # fmt: skip
         dit.check_kiwi(model)
         multiple = 2 * vae.spacial_compression_decode()
-        of_video = isinstance(video, Input.Video)
-        numbers = chosen_frames(frames, footage.frame_count(video) if of_video else len(video))
-        source = footage.frames_at(video, numbers) if of_video else video[numbers]
+        found = footage.first_frames(video, max_frames).images if isinstance(video, Input.Video) else video[:max_frames]
+        numbers = chosen_frames(frames, len(found))
+        source = found[numbers]  # a copy, so that a decoded clip is not held while these are edited
+        del found
         pictures = encode.reference_pictures(reference, references)
 
         contexts, latents, before = [], [], []
@@ -86,7 +91,7 @@ class KiwiEditPreview(io.ComfyNode):
             before.append(KiwiEditPrepareVideo.execute(frame, max_pixels, 1, multiple)[0])
             conditioning = encode.encode_edit(mllm, connector, prompt, frame, pictures)
             contexts.append(conditioning[0][0])
-            latents.append(encode.KiwiEditSourceVideo.execute(conditioning, vae, before[-1])[1]["samples"])
+            latents.append(encode.encode_frames(vae, before[-1]))
 
         # One batch, in which each frame has the noise of a picture that is edited alone with this seed.
         latent = {"samples": torch.cat(latents), "batch_index": [0] * len(numbers)}

@@ -183,6 +183,8 @@ class KiwiEditSampler(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         dit.check_kiwi(model)
         dit.check_channels(model.model, latent["samples"])
+        for _, values in (*conditioning, *(negative or ())):
+            dit.check_source(values)
         warn_of_lost_references(conditioning)
         if negative is None and not math.isclose(cfg, 1.0):
             raise ValueError(

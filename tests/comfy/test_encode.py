@@ -82,6 +82,7 @@ def test_every_reference_becomes_one_latent_frame_in_order(nodes, loaded, clip, 
 def test_the_negative_gets_the_same_source_and_references_encoded_once(nodes, loaded, clip, pictures, monkeypatch):
     calls, encode_frames = [], nodes.encode_frames
     monkeypatch.setattr(nodes, "encode_frames", lambda *inputs: calls.append(inputs) or encode_frames(*inputs))
+    clip, pictures = clip.clone(), [picture.clone() for picture in pictures]  # that no other test has encoded
     positive = encode(nodes, loaded, clip, reference=pictures[0])
     negative = nodes.KiwiEditEncodeNegative.execute(loaded.mllm, loaded.connector, "", clip, reference=pictures[0])[0]
     positive, latent, negative = nodes.KiwiEditSourceVideo.execute(positive, loaded.vae, clip, negative).args
@@ -108,6 +109,18 @@ def test_windows_are_encoded_as_clips_of_their_own(nodes, loaded, clip):
         assert torch.equal(context, encode(nodes, loaded, long[start:stop])[0][0])
     short = encode(nodes, loaded, clip, window_frames=81)
     assert "kiwi_window_contexts" not in short[0][1]
+
+
+def test_a_negative_is_encoded_for_windows_too(nodes, loaded, clip):
+    long = torch.cat([clip, clip.flip(0)])
+    (negative,) = nodes.KiwiEditEncodeNegative.execute(loaded.mllm, loaded.connector, "", long, window_frames=8)
+    parts = negative[0][1]["kiwi_window_contexts"]
+    assert len(parts) == 4
+    alone = nodes.KiwiEditEncodeNegative.execute(loaded.mllm, loaded.connector, "", long[4:12])[0]
+    assert torch.equal(parts[1][1], alone[0][0])
+    fitted = nodes.KiwiEditSourceVideo.execute(negative, loaded.vae, clip, negative)[2]
+    assert [centre for centre, _ in fitted[0][1]["kiwi_window_contexts"]] == pytest.approx([8 / 18, 16 / 18])
+    assert "at least 5" in nodes.KiwiEditEncodeNegative.validate_inputs(4)
 
 
 def test_windows_follow_the_frames_that_are_edited(nodes, loaded, clip):

@@ -88,6 +88,14 @@ def test_one_frame_is_the_middle(graph):
     assert np.array_equal(sheet[54 : 54 + 320, margin : margin + box], middle)
 
 
+def test_frames_are_of_what_is_to_be_edited(graph):
+    margin, box, height = 24, 480, 320
+    left = margin + box + 8
+    sheet = sheet_of(graph, previewed(graph, max_frames=5, frames=2))
+    wide = sheet_of(graph, previewed(graph))  # of all nine: 0, 4 and 8
+    assert np.array_equal(sheet[54 : 54 + height, left : left + box], wide[54 : 54 + height, left : left + box])
+
+
 def test_frames_are_the_size_that_was_asked_for(graph):
     prompt = previewed(graph, max_pixels=16384)
     small = sheet_of(graph, prompt)

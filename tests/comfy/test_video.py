@@ -1,5 +1,6 @@
 """Clips into a graph and out of it: no more is read than is used, and nothing is lost without a word."""
 
+import weakref
 from fractions import Fraction
 
 import av
@@ -10,7 +11,7 @@ import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
 
-from kiwi_core import geometry
+from kiwi_core import geometry, media
 
 RATE, SOUND = 12, 8000
 
@@ -104,7 +105,6 @@ def test_a_trimmed_video_is_read_within_its_bounds(nodes, tmp_path):
     assert numbers(source) == list(range(20, 27))
     assert numbers(frames) == [*range(20, 27), 26, 26]
     assert numbers(nodes.video.KiwiEditFinishVideo.execute(frames, video)[1]) == list(range(20, 27))
-    assert numbers(nodes.footage.frames_at(video, [0, 3, 6])) == [20, 23, 26]
 
 
 def test_the_sound_of_the_edited_part_is_kept(nodes, tmp_path):
@@ -116,29 +116,11 @@ def test_the_sound_of_the_edited_part_is_kept(nodes, tmp_path):
     assert torch.equal(audio["waveform"], wanted)
 
 
-def test_the_preview_reads_the_frames_it_shows(nodes, tmp_path, decoded):
-    video = InputImpl.VideoFromFile(str(write(tmp_path / "clip.mkv", 45)))
-    count = nodes.footage.frame_count(video)
-    assert count == 45
-    assert numbers(nodes.footage.frames_at(video, nodes.preview.chosen_frames(4, count))) == [0, 15, 29, 44]
-    assert sum(decoded) <= 5
-
-
-def test_a_frame_that_is_due_where_none_begins_is_the_one_on_the_screen(nodes, tmp_path):
-    slow = InputImpl.VideoFromFile(str(write(tmp_path / "slow.mkv", 12, [*range(10), 30, 31])))
-    rate = float(slow.get_frame_rate())
-    assert numbers(nodes.footage.frames_at(slow, [round(20 / RATE * rate)])) == [9]
-    sounding = InputImpl.VideoFromFile(str(write(tmp_path / "sound.mkv", 12, sound=2.0)))  # 24 frames of sound
-    assert numbers(nodes.footage.frames_at(sounding, [nodes.footage.frame_count(sounding) - 1])) == [11]
-
-
 def test_videos_that_are_in_memory_are_not_encoded_to_be_read(nodes, monkeypatch, caplog):
     images = torch.rand(30, 64, 96, 3)
     video = InputImpl.VideoFromComponents(Types.VideoComponents(images=images, audio=None, frame_rate=Fraction(RATE)))
     monkeypatch.setattr(InputImpl.VideoFromComponents, "save_to", None)
     assert torch.equal(nodes.video.KiwiEditPrepareVideo.execute(video, geometry.MAX_PIXELS, 9, 32)[1], images[:9])
-    assert torch.equal(nodes.footage.frames_at(video, [0, 29]), images[[0, 29]])
-    assert nodes.footage.frame_count(video) == 30
     assert "longer than 9 frames" in caplog.text
     caplog.clear()
     assert torch.equal(nodes.video.KiwiEditPrepareVideo.execute(images, geometry.MAX_PIXELS, 9, 32)[1], images[:9])
@@ -148,12 +130,29 @@ def test_videos_that_are_in_memory_are_not_encoded_to_be_read(nodes, monkeypatch
 def test_a_broken_file_is_told_in_a_sentence(nodes, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"no video" * 100)
     video = InputImpl.VideoFromFile(str(tmp_path / "clip.mp4"))
-    for read in (
-        lambda: nodes.video.KiwiEditPrepareVideo.execute(video, geometry.MAX_PIXELS, 9, 32),
-        lambda: nodes.footage.frame_count(video),
-    ):
-        with pytest.raises(ValueError, match="load another file, or convert it to mp4"):
-            read()
+    with pytest.raises(ValueError, match="load another file, or convert it to mp4"):
+        nodes.video.KiwiEditPrepareVideo.execute(video, geometry.MAX_PIXELS, 9, 32)
+
+
+def test_what_is_transparent_is_white(nodes, tmp_path):
+    path = tmp_path / "clear.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("qtrle", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "argb"
+        picture = np.zeros((64, 96, 4), np.uint8)
+        picture[:32, :, 0] = picture[:32, :, 3] = 200  # as RGBA: red above, and below it nothing
+        for number in range(5):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgba").reformat(format="argb")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    video = InputImpl.VideoFromFile(str(path))
+    if not hasattr(video.get_components(), "alpha"):
+        pytest.skip("this ComfyUI does not read transparency")
+    _, source = nodes.video.KiwiEditPrepareVideo.execute(video, geometry.MAX_PIXELS, 5, 32)
+    wanted = media.load_video(path).frames
+    assert np.abs((source * 255).round().numpy().astype(int) - wanted).max() <= 1
+    assert wanted[0, 40].min() == 255 and wanted[0, 10, 0, 1] < 60
 
 
 def test_variations_are_not_cut_to_the_first(nodes):
@@ -164,6 +163,8 @@ def test_variations_are_not_cut_to_the_first(nodes):
     ):
         with pytest.raises(ValueError, match=r"18 frames and the original 9; .* Latent From Batch"):
             run()
+    with pytest.raises(ValueError, match="2 frames and the original 1"):
+        nodes.video.KiwiEditFinishVideo.execute(edited[:2], original[:1])
     assert len(nodes.video.KiwiEditFinishVideo.execute(edited[:9], original[:6])[1]) == 6  # the repeated ones
 
 
@@ -210,6 +211,14 @@ def test_a_new_instruction_does_not_encode_the_clip_again(nodes, loaded, monkeyp
     swapped = run(reference=pictures[1], further=pictures[0])[2]
     assert len(encoded) == 9
     assert torch.equal(swapped[0], first[2][1]) and torch.equal(swapped[1], first[2][0])
+
+
+def test_what_was_computed_is_not_kept_longer_than_its_inputs(nodes):
+    last, images = nodes.memo.Last(), [torch.rand(3)]
+    alive = weakref.ref(last.get(images, 1, lambda: torch.rand(2)))
+    assert last.get(images, 1, None) is alive()
+    images.clear()
+    assert alive() is None
 
 
 def test_other_samplers_refuse_a_conditioning_without_the_clip(nodes, loaded):

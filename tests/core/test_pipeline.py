@@ -286,7 +286,7 @@ def test_longer_clips_than_in_training_are_cut_with_a_warning(random_pipe, monke
     monkeypatch.setattr(geometry, "MAX_FRAMES", 5)
     with caplog.at_level(logging.WARNING):
         assert edit(random_pipe, clip(6, 32, 48)).latents.shape[2] == 2
-    assert "The first 5 of 6 frames are edited; set num_frames for more." in caplog.text
+    assert "The clip is longer than 5 frames; the first are edited. Set num_frames for more." in caplog.text
     caplog.clear()
     assert edit(random_pipe, clip(6, 32, 48), num_frames=6).latents.shape[2] == 3
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
