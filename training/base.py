@@ -59,6 +59,16 @@ def start_file(start: str | Path) -> Path:
     raise FileNotFoundError(f"{path} has no {EXPORTS}/{CHECKPOINT}; let that run end first, or name a checkpoint.")
 
 
+def start_mark(config: Config) -> str:
+    """What tells the checkpoint that a run starts from apart from others, wherever it lies; empty without one."""
+    if not config.start:
+        return ""
+    path = start_file(config.start)
+    about = files.read_metadata(path)
+    known = [about.get(f"kiwi_edit.{name}", "") for name in ("recipe", "start", "data", "step")]
+    return "|".join(known) if any(known) else path.name
+
+
 def _from_bases(config: Config) -> Parts:
     for name in ("mllm", "vae"):
         if not getattr(config, name):

@@ -8,10 +8,12 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from .intervals import wilson
+
 logger = logging.getLogger(__name__)
 
 FILE = "broken.jsonl"
-# Of fewer samples a share says nothing.
+# So many that cannot be read in a row are no accident.
 _FEW = 20
 
 
@@ -38,10 +40,11 @@ class Broken:
         self.tell(broken)
         self.drawn += good + len(broken)
         self.bad += len(broken)
-        if self.drawn >= _FEW:
-            self.check(self.bad, self.drawn)
-            if self.bad == self.drawn:
-                raise ValueError("None of the samples can be read; run check-data.")
+        if self.bad == self.drawn >= _FEW:
+            raise ValueError("None of the samples can be read; run check-data.")
+        # Draws are a sample of the data: only a share that is surely too large ends what may be days of work.
+        if wilson(self.bad, self.drawn)[0] > self.share:
+            self._refuse(self.bad, self.drawn)
 
     def tell(self, broken: Iterable[tuple[str, str]]) -> None:
         """Report rows and their problems, each once."""
@@ -56,8 +59,11 @@ class Broken:
     def check(self, bad: int, total: int) -> None:
         """ValueError if so many of so many are too many."""
         if bad > self.share * total:
-            row, problem = next(iter(self.known.items()))
-            raise ValueError(
-                f"{bad} of {total} samples cannot be read (the first is {row}: {problem.rstrip('.')}); see {FILE} in "
-                "the output folder, mend them, or raise --max-broken-share."
-            )
+            self._refuse(bad, total)
+
+    def _refuse(self, bad: int, total: int) -> None:
+        row, problem = next(iter(self.known.items()))
+        raise ValueError(
+            f"{bad} of {total} samples cannot be read (the first is {row}: {problem.rstrip('.')}); see {FILE} in the "
+            "output folder, mend them, or raise --max-broken-share."
+        )

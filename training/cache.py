@@ -26,6 +26,7 @@ from kiwi_core.checkpoints.parts import Parts
 from kiwi_core.mllm import VisionLimits
 
 from .config import Config
+from .data.dataset import Data
 from .data.index import Index
 from .data.prepare import Rules, Shape
 from .data.row import Row
@@ -35,6 +36,7 @@ from .model import DTYPES
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
+_LOOKED = 1000
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,24 @@ class Cache:
             if "grid" in tensors:
                 fields[name.replace("features", "grid")] = tensors["grid"]
         return Encoded(**fields)
+
+    def tell(self, data: Data) -> None:
+        """Log how much of a run's data is there: what is not is encoded in training, with the models on the device."""
+        parts = [(kind, rows) for chosen in (data.training, data.validation) for kind, rows in chosen.items()]
+        found = looked = 0
+        for kind, rows in parts:
+            each = list(zip(rows.rows, rows.shapes))
+            for row, shape in each[:: -(-len(each) // _LOOKED)]:
+                paths = self.paths(row, shape, kind)
+                found += paths is not None and all(map(Path.is_file, paths.values()))
+                looked += 1
+        if found == looked:
+            logger.info("The data are in the cache (%d samples were looked at).", looked)
+        else:
+            logger.warning(
+                "%d of %d samples are in the cache; the others are encoded while training, with more time and memory. "
+                "Run cache with the same recipe and settings first.", found, looked,
+            )  # fmt: skip
 
     def store(self, row: Row, shape: Shape, kind: str, encoded: Encoded) -> None:
         """Write the entries of a sample that are missing."""

@@ -27,8 +27,8 @@ COMMANDS = {
 }
 # For errors that torch raises as RuntimeError, by words in them.
 _ADVICE = {
-    "out of memory": "Out of memory; lower --max-frames, --max-pixels or --batch-size, set --base-dtype fp8, or run "
-    "cache first. The same command goes on from the last checkpoint.",
+    "out of memory": "Out of memory; run cache first, set --base-dtype fp8, or lower --max-frames, --max-pixels or "
+    "--batch-size, with another --output where this run has checkpoints already.",
     "DataLoader worker": "A process that decodes clips has died, mostly for want of memory; lower --workers. The same "
     "command goes on from the last checkpoint.",
 }

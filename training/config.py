@@ -224,6 +224,8 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}; use at most 1000.")
         if not self.lr:
             raise ValueError("lr is 0, which trains nothing; use a number above 0.")
+        if self.optimizer == "prodigy" and self.lr < 0.1:
+            raise ValueError(f"lr is {self.lr:g}, by which Prodigy multiplies the rate that it finds; use --lr 1.")
         if not self.validation_timesteps:
             raise ValueError("validation_timesteps is empty; use --validate-every 0 for no validation.")
         if self.dit == "lora" and self.dit_rank < 1:

@@ -9,6 +9,8 @@ from pathlib import Path
 from kiwi_core.atomic import replacing
 
 FILE = "metrics.jsonl"
+UNWEIGHTED = "loss/unweighted"
+"""The mean with every noise level counting the same, as validation's."""
 
 
 class Metrics:
@@ -79,14 +81,20 @@ def plot(folder: Path) -> list[Path]:
         found = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), (int, float))]
         return [step for step, _ in found], [value for _, value in found]
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    steps, losses = series("loss")
+    validated, (steps, losses) = series("validation/loss"), series("loss")
+    figure, panels = pyplot.subplots(
+        1, 1 + bool(validated[0]), figsize=(11 if validated[0] else 8, 4.5), layout="constrained", squeeze=False
+    )
+    axes, *beside = panels[0]
     axes.plot(steps, losses, color="0.8", linewidth=0.8, label="loss of each update")
     axes.plot(steps, smooth(losses), color="tab:blue", label="smoothed")
-    validated = series("validation/loss")
-    if validated[0]:
-        axes.plot(*validated, "o-", color="tab:orange", label="validation, fixed timesteps and noise")
     _finish(axes, "update", "loss")
+    for axes in beside:  # on another scale than a weighted loss
+        steps, values = series(UNWEIGHTED)
+        axes.plot(steps, smooth(values), color="tab:blue", label="training, smoothed")
+        axes.plot(*validated, "o-", color="tab:orange", label="validation, fixed timesteps and noise")
+        axes.set_title("every noise level counts the same")
+        _finish(axes, "update", "loss")
     made.append(_save(figure, folder / "loss.png"))
     pyplot.close(figure)
 

@@ -19,7 +19,8 @@ def build(config: Config, parameters: Iterable[torch.nn.Parameter], device: torc
     if config.optimizer == "muon":
         return Muon(parameters, betas=config.betas, **common)
     if config.optimizer == "adafactor":
-        return torch.optim.Adafactor(parameters, **common)
+        # Its own floor of 1e-3 makes rates relative to the weights, and new ones start at 0: they would stay there.
+        return torch.optim.Adafactor(parameters, eps=(None, 1.0), **common)
     if config.optimizer == "prodigy":
         try:
             from prodigyopt import Prodigy

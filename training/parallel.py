@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -25,11 +26,15 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from kiwi_core.atomic import replacing
+
 from . import optimizer_state
 from .config import Config
 
 # The others wait while the main process writes a checkpoint of a hundred gigabytes or decodes sample clips.
 _PATIENCE = timedelta(hours=3)
+# Those that compute on parts of tensors, and whose state is found whole again.
+_OPTIMIZERS = {"fsdp2": ("adamw", "adamw8bit"), "deepspeed": ("adamw",)}
 
 
 def _asked_for(name: str) -> bool:
@@ -73,8 +78,11 @@ class Parallel:
                 raise ValueError("ZeRO-3 cannot train this model; use ZeRO-2, or FSDP2, which shares weights too.")
         elif self.processes > 1:
             self.mode = "fsdp2" if _asked_for("FSDP") else "ddp"
-        if config.optimizer == "muon" and self.mode in ("fsdp2", "deepspeed"):
-            raise ValueError("Muon needs whole matrices, which these processes share; choose --optimizer adamw.")
+        if self.mode in _OPTIMIZERS and config.optimizer not in _OPTIMIZERS[self.mode]:
+            raise ValueError(
+                f"{config.optimizer} cannot work on the parts of weights that these processes have ({self.mode}); "
+                "choose --optimizer adamw, or DDP."
+            )
         self._forward: nn.Module | None = None
         self._accumulation = 1
 
@@ -215,7 +223,7 @@ class Parallel:
             config=settings,
             init_kwargs={
                 "tensorboard": {"purge_step": step + 1},
-                "wandb": {"name": folder.name, "dir": str(folder), "id": folder.name, "resume": "allow"},
+                "wandb": {"name": folder.name, "dir": str(folder), "id": _run_id(folder), "resume": "allow"},
             },
         )
         return lambda values, at: self.accelerator.log(values, step=at)
@@ -224,6 +232,15 @@ class Parallel:
         """End trackers and processes' bonds."""
         self.wait()
         self.accelerator.end_training()
+
+
+def _run_id(folder: Path) -> str:
+    """A name that no other run has, kept beside the run's settings."""
+    path = folder / "run_id.txt"
+    if not path.is_file():
+        with replacing(path) as temporary:
+            temporary.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def _shard(model, accelerator: Accelerator) -> None:

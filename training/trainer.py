@@ -48,7 +48,7 @@ CONFIG, CHECKPOINTS, SAMPLES, BAD_BATCH = "config.json", "checkpoints", "samples
 _FREE = {
     "output", "steps", "accumulation", "workers", "save_every", "keep_checkpoints", "keep_every", "validate_every",
     "sample_every", "sample_rows", "sample_steps", "trackers", "exports", "device", "cache", "max_broken_share",
-    "checkpointing", "compile",
+    "checkpointing", "compile", "lr", "max_grad_norm",
 }  # fmt: skip
 _BANDS = 4
 
@@ -84,9 +84,10 @@ class _Run:
         self.device = self.parallel.device
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
-        self._check_config()
         self.checkpoints = self.folder / CHECKPOINTS
         found = checkpoint.newest(self.checkpoints)
+        if found:
+            self._check_config()
         self.step = found.step if found else 0
         self.state = found.state if found else {}
 
@@ -111,6 +112,8 @@ class _Run:
         readable = [*self.data.training.values(), *self.data.validation.values()]
         self.broken.check(unreadable, unreadable + sum(len(part.rows) for part in readable))
 
+        if self.cache and self.parallel.is_main:
+            self.cache.tell(self.data)
         self.model = model.from_parts(self.parts, config, self.start, model_class)
         trained = self.model.trained()
         logger.info("%s: %s numbers are trained.", config.recipe, f"{sum(p.numel() for p in trained.values()):,}")
@@ -130,6 +133,9 @@ class _Run:
         self.ema = EMA(self.model.trained(), config.ema_decay) if config.ema_decay else None
         if self.ema and found:
             self.parallel.load(self.ema.average, found.tensors("ema"))
+        # The stages of a curriculum share data, and are not to see the same part of it in the same order.
+        mine = derive(config.seed, config.recipe, base.start_mark(config))
+        self.order = self.state.get("order", config.seed if found else mine)  # older runs had the seed alone
         self.taken: dict[str, int] = {}  # batches so far, by kind
         self.iterators = {kind: self._batches(kind, dataset) for kind, dataset in self._datasets().items()}
         self.metrics = metrics.Metrics(self.folder, self.step, self._tracker()) if self.parallel.is_main else None
@@ -155,6 +161,9 @@ class _Run:
                     f"{self.folder} holds a run with other settings ({name} is {theirs.get(name)!r} there and "
                     f"{mine[name]!r} here); use another --output."
                 )
+            for name in ("lr", "max_grad_norm"):
+                if theirs.get(name) != mine[name]:
+                    logger.warning("%s was %s so far and is %s from here on.", name, theirs.get(name), mine[name])
 
     def _of_rank(self, name: str) -> int:
         """A count of this process in the checkpoint; 0 if it has none."""
@@ -185,7 +194,7 @@ class _Run:
         config = self.config
         datasets = {
             kind: loader.Samples(
-                part.rows, part.shapes, part.groups, kind, config.batch_size, config.seed, self.rules, self.cache,
+                part.rows, part.shapes, part.groups, kind, config.batch_size, self.order, self.rules, self.cache,
                 config.reference_scales, config.timestep_sampling == "spread",
                 stack=functools.partial(batches.stack, assemble=self.encoder.assemble),
                 prepare=functools.partial(prepare, limits=self.model.mllm.limits),
@@ -278,13 +287,20 @@ class _Run:
 
     def _numbers(self, losses: list[tuple[str, int, float]]) -> dict:
         groups: dict[str, list[float]] = {"loss": []}
+        _, places = flow_match.lookup(torch.tensor([timestep for _, timestep, _ in losses]), self.config.rounding)
+        weights = flow_match.timestep_weights(self.config.loss_weights)[places].tolist()
         sigmas, size = flow_match.training_sigmas(), flow_match.schedule.NUM_TRAIN_TIMESTEPS // _BANDS
-        for kind, timestep, loss in losses:
+        for (kind, timestep, loss), weight in zip(losses, weights):
             band = timestep // size
             edges = sigmas[band * size].item(), sigmas[min((band + 1) * size, len(sigmas) - 1)].item()
             name = f"loss/sigma/{edges[0]:.2f}-{edges[1]:.2f}"
-            for group in ("loss", f"loss/kind/{kind}", name):
+            for group in ("loss", f"loss/kind/{kind}"):
                 groups.setdefault(group, []).append(loss)
+            if self.config.objective == "distill":  # has no such weights
+                weight = 1.0
+            if weight:  # as in validation, every noise level counts the same
+                for group in (metrics.UNWEIGHTED, name):
+                    groups.setdefault(group, []).append(loss / weight)
         return {name: sum(values) / len(values) for name, values in groups.items()}
 
     def _bad(self, taken: list[model.Batch], what: str) -> None:
@@ -299,7 +315,8 @@ class _Run:
         files.save_tensors(tensors, path, {"rows": json.dumps(rows), "step": str(self.step + 1)})
         raise ValueError(
             f"The {what} is not finite at update {self.step + 1} (rows {', '.join(rows)}); the batch is in {path}. "
-            "Lower --lr, or look at those rows; the same command goes on from the last checkpoint."
+            "With a lower --lr or --max-grad-norm the command goes on from the last checkpoint; to leave rows out, use "
+            "another --output."
         )
 
     def _after(self, values: dict) -> None:
@@ -346,6 +363,7 @@ class _Run:
             "drawn": self.parallel.gather_list([self.broken.drawn]),
             "bad_draws": self.parallel.gather_list([self.broken.bad]),
             "data": self.data.digest,
+            "order": self.order,
         }
         if self.parallel.is_main:
             tensors = {"model": trained, "optimizer": optimizer, "ema": averages}

@@ -54,6 +54,12 @@ def open_tensors(path: str | os.PathLike) -> dict[str, lazy.LazyTensor]:
     return lazy.open_tensors(check_file(path))
 
 
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """What a file's header says beside the tensors."""
+    with safe_open(check_file(path), "np") as file:
+        return dict(file.metadata() or {})
+
+
 def read_shapes(path: str | os.PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
     """(dtype, shape) of every tensor, without reading any."""
     with safe_open(check_file(path), "np") as file:

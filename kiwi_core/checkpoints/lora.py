@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 
 from . import files
 from .lazy import Tensor, load
@@ -210,8 +209,7 @@ def _module(key: str) -> str:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, "np") as file:
-        metadata = dict(file.metadata() or {})
+    metadata = files.read_metadata(path)
     config = path.with_name("adapter_config.json")
     if path.name == "adapter_model.safetensors" and config.is_file():
         metadata.setdefault("lora_adapter_metadata", config.read_text(encoding="utf-8"))

@@ -328,6 +328,17 @@ def test_broken_media_are_counted_and_left_out(config, data, caplog):
     assert counts(config) == (0, 1, 2)
 
 
+def test_a_run_tells_how_much_of_its_data_is_there(config, caplog):
+    caplog.set_level("INFO")
+    counts(config)
+    trainer.train(config)
+    assert "The data are in the cache (3 samples were looked at)." in caplog.text
+    assert "samples are in the cache;" not in caplog.text
+    trainer.train(config.replace(output=f"{config.output}_more", frame_rate=11.0))
+    assert "0 of 3 samples are in the cache;" in caplog.text
+    assert "Run cache with the same recipe and settings first." in caplog.text
+
+
 def test_held_out_rows_are_cached_too(tiny_model, pairs, tmp_path):
     config = run_on(tiny_model, pairs, tmp_path, kinds=("image",), validation_rows=1)
     assert counts(config) == (4, 0, 0)

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -89,6 +91,29 @@ def test_killed_at_every_point_a_run_ends_as_if_left_alone(long_run, start):
         assert start(killed, victim, call) == -signal.SIGKILL, victim
     assert start(killed) == 0
     assert_same(Path(alone.output), Path(killed.output))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_ends_a_run_with_a_checkpoint(quick, number):
+    """Ctrl-C and schedulers send theirs to those that decode clips too."""
+    config = quick(steps=1000, workers=2, cache="", save_every=500)
+    command = [
+        *(sys.executable, "-m", "training", "train", config.recipe, "--model", config.model, "--data", *config.data),
+        *("--output", config.output, "--steps", "1000", "--workers", "2", "--save-every", "500", "--device", "cpu"),
+        "--trackers",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            while process.poll() is None and not metrics.read(Path(config.output)):
+                time.sleep(0.05)
+            os.killpg(process.pid, number)
+            _, said = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 130, said
+    assert "the same command goes on from there" in said and "Traceback" not in said
+    (checkpoint,) = Path(config.output).glob("checkpoints/*")
+    assert int(checkpoint.name.rpartition("-")[2]) == metrics.read(Path(config.output))[-1]["step"]
 
 
 def test_killed_at_any_moment_a_run_ends_as_if_left_alone(long_run, start):

@@ -106,6 +106,28 @@ def test_an_optimizer_goes_downhill(name):
     assert of().item() < before / 4
 
 
+def test_adafactor_moves_what_starts_at_nothing():
+    """As a LoRA's second half does, at a style's own rate."""
+    torch.manual_seed(0)
+    down, wanted = torch.randn(4, 16), torch.randn(16, 4) * 0.1
+    up = nn.Parameter(torch.zeros(16, 4))
+    optimizer = optimizers.build(recipes.get("style_lora").replace(optimizer="adafactor"), [up], CPU)
+    errors = []
+    for _ in range(600):
+        inputs = torch.randn(8, 16)
+        loss = (inputs @ down.T @ (up - wanted).T).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(loss.item())
+    assert sum(errors[-50:]) < 0.6 * sum(errors[:50])
+
+
+def test_prodigy_wants_a_rate_of_one():
+    with pytest.raises(ValueError, match="use --lr 1"):
+        recipes.get("style_lora").replace(optimizer="prodigy")
+
+
 def test_an_optimizer_goes_on_from_its_saved_state(name):
     parallel = Parallel(recipes.get("tiny_stage3").replace(device="cpu"))
     whole = Quadratic()

@@ -96,6 +96,12 @@ def test_two_processes_learn_what_one_does_through_stops_and_in_either_number(ru
     assert_close(trained(whole, 3), trained(onwards, 3))
 
 
+def test_an_optimizer_that_cannot_share_weights_is_refused_at_the_start(run):
+    config = run("refused", optimizer="adafactor")
+    with pytest.raises(AssertionError, match="adafactor cannot work on the parts of weights"):
+        train_together(config, env=MODES["fsdp2"])
+
+
 def test_frozen_float8_weights_stay_out_of_the_exchange(run):
     together = run("fp8", steps=1, base_dtype="fp8", precision="bf16", dit="lora", sample_every=0)
     train_together(together)

@@ -1,6 +1,7 @@
 """Runs from their beginning to their end."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from kiwi_core import KiwiEditPipeline, media
-from training import base, flow_match, metrics, model, trainer
+from training import base, broken, flow_match, metrics, model, trainer
 from training.batches import collate
 from training.data.loader import Sample
 from training.encode import Encoder
@@ -247,10 +248,86 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(quick, monkeypatch
     assert [line["step"] for line in metrics.read(Path(config.output))] == [1, 2, 3]
 
 
+def test_a_few_broken_ones_among_the_first_are_no_reason_to_stop(tmp_path):
+    """Draws are a sample: one of 1% broken, of which any of 32 processes meets two in twenty, is to go on."""
+    draw = np.random.default_rng(0)
+
+    def stopped(rate, draws=600):
+        found = broken.Broken(tmp_path, 0.05)
+        try:
+            for _ in range(draws):
+                found.draw(*((0, [("row", "it is broken.")]) if draw.random() < rate else (1, [])))
+        except ValueError as error:
+            assert "raise --max-broken-share" in str(error)
+            return True
+        return False
+
+    assert sum(stopped(0.01) for _ in range(100)) <= 5
+    assert all(stopped(0.2) for _ in range(20))
+    with pytest.raises(ValueError, match="None of the samples can be read"):
+        broken.Broken(tmp_path, 1.0, 19, 19).draw(0, [("row", "it is broken.")])
+
+
 def test_another_run_in_the_same_folder_is_refused(quick):
     trainer.train(quick(steps=1))
-    with pytest.raises(ValueError, match=r"other settings \(lr is 0.002 there and 0.5 here\)"):
-        trainer.train(quick(steps=2, lr=0.5))
+    with pytest.raises(ValueError, match=r"other settings \(weight_decay is 0.0\d* there and 0.5 here\)"):
+        trainer.train(quick(steps=2, weight_decay=0.5))
+
+
+def test_a_run_may_go_on_at_another_rate(quick, caplog):
+    trainer.train(quick(steps=1, save_every=1))
+    trainer.train(quick(steps=2, lr=0.001, max_grad_norm=0.5))
+    assert "lr was 0.002 so far and is 0.001 from here on." in caplog.text
+    assert [line["lr"] for line in metrics.read(Path(quick().output))] == [0.002, 0.001]
+
+
+def test_until_there_is_a_checkpoint_nothing_is_settled(quick, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model.KiwiModel, "forward", fail)
+    with pytest.raises(RuntimeError):
+        trainer.train(quick())
+    monkeypatch.undo()
+    trainer.train(quick(batch_size=1, steps=1))
+
+
+def test_an_empty_instruction_is_a_broken_row_from_the_start(quick, tmp_path):
+    folder = tmp_path / "data"
+    rows = [training_data.write_pair(folder, f"i{number}", number, frames=1) for number in range(4)]
+    rows[1]["prompt"], rows[2]["prompt"] = " ", "Show <|image_pad|>."
+    table = training_data.write_table(folder, rows)
+    config = quick("tiny_stage1", data=(str(table),), cache="", steps=2, max_broken_share=0.5)
+    trainer.train(config)
+    problems = [json.loads(line)["problem"] for line in (Path(config.output) / "broken.jsonl").read_text().splitlines()]
+    assert len(problems) == 2 and "instruction is empty" in problems[0] and "reserved token" in problems[1]
+
+
+def test_stages_see_the_same_data_in_orders_of_their_own(quick):
+    def drawn(config):
+        images = trainer._Run(config)._datasets()["image"]
+        return [(sample.row_id, sample.noise_seed) for place in range(8) for sample in images[place].samples]
+
+    first = quick("tiny_stage2", output="first", steps=1)
+    again = quick("tiny_stage2", output="again", steps=1)
+    assert drawn(first) == drawn(again)
+    other = drawn(quick("tiny_stage3", output="other"))
+    assert not set(other) & set(drawn(first))
+    trainer.train(first)
+    after = drawn(quick("tiny_stage2", output="after", start=first.output))
+    assert not set(after) & set(drawn(again)) and not set(after) & set(other)
+    moved = shutil.move(first.output, Path(first.output).with_name("moved"))
+    assert drawn(quick("tiny_stage2", output="moved_after", start=str(moved))) == after
+
+
+def test_a_run_of_before_keeps_its_order(quick, monkeypatch):
+    config = quick(steps=2, save_every=1)
+    trainer.train(config.replace(steps=1))
+    (state,) = Path(config.output).glob("checkpoints/*/state.json")
+    old = json.loads(state.read_text())
+    assert old.pop("order") != config.seed
+    state.write_text(json.dumps(old))
+    assert trainer._Run(config).order == config.seed
 
 
 def test_a_run_notices_that_its_data_have_changed(quick, tmp_path):
@@ -299,6 +376,18 @@ def test_an_update_does_not_read_what_was_logged_before(quick, monkeypatch):
         counts.append(len(calls))
         calls.clear()
     assert counts[0] == counts[1]
+
+
+def test_noise_levels_are_logged_without_their_weights(quick):
+    """They are compared with one another, and with validation."""
+    for weights in ("bell", "even"):
+        config = quick(steps=3, output=weights, loss_weights=weights)
+        trainer.train(config)
+        for line in metrics.read(Path(config.output)):
+            bands = [value for name, value in line.items() if name.startswith("loss/sigma/")]
+            assert all(0.3 < value < 6 for value in bands)  # of noise and data of about one
+            if weights == "even":
+                assert line["loss/unweighted"] == pytest.approx(line["loss"])
 
 
 def test_samples_and_validation_are_of_held_out_rows(quick):

@@ -270,9 +270,9 @@ def test_a_run_with_other_settings_needs_another_folder(run, tmp_path, tiny, tab
     flags = tiny(data=table)
     assert run("train", "tiny_stage1", *flags)[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    status, output, error = run("train", "tiny_stage1", *flags, "--lr", "0.5")
+    status, output, error = run("train", "tiny_stage1", *flags, "--weight-decay", "0.5")
     assert (status, output) == (2, "")
-    assert "holds a run with other settings (lr is 0.002 there and 0.5 here)" in said(error)[0]
+    assert "holds a run with other settings (weight_decay is 0.01 there and 0.5 here)" in said(error)[0]
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 

@@ -17,6 +17,8 @@ from .rows import read_rows
 
 logger = logging.getLogger(__name__)
 
+_RARE = 0.1
+
 
 @dataclass
 class Rows:
@@ -31,6 +33,14 @@ class Rows:
         self.rows.append(row)
         self.shapes.append(shape)
         self.groups.append(group)
+
+    def take(self, which: Sequence[bool]) -> Rows:
+        """Take out those that are marked."""
+        taken, kept = Rows(), Rows()
+        for mark, *one in zip(which, self.rows, self.shapes, self.groups):
+            (taken if mark else kept).add(*one)
+        self.rows, self.shapes, self.groups = kept.rows, kept.shapes, kept.groups
+        return taken
 
 
 @dataclass
@@ -86,11 +96,19 @@ def read(
         held, more = _sort(read_rows(validation_data, root or None), rules, max_object_token, index)
         validation, broken = {kind: held[kind] for kind in chosen if kind in held}, broken + more
     elif validation_rows:
-        validation = {kind: _hold_out(rows, validation_rows) for kind, rows in chosen.items()}
-    trained = {row.id for rows in chosen.values() for row in rows.rows}
-    shared = sum(row.id in trained for rows in validation.values() for row in rows.rows)
+        validation = {kind: _hold_out(kind, rows, validation_rows) for kind, rows in chosen.items()}
+        _leave_out(chosen, {row.target.name for rows in validation.values() for row in rows.rows})
+    trained = {row.target.name for rows in chosen.values() for row in rows.rows}
+    shared = sum(row.target.name in trained for rows in validation.values() for row in rows.rows)
     if shared:
-        logger.warning("%d of the validation rows are trained on too.", shared)
+        logger.warning("The targets of %d of the validation rows are trained on too.", shared)
+    most = max(len(rows.rows) for rows in chosen.values())
+    for kind, rows in chosen.items():
+        if len(rows.rows) < most * _RARE:
+            logger.warning(
+                "There are %d %s rows and %d of another kind. Kinds take turns, so these come very often; add some, or "
+                "leave them out with --kinds.", len(rows.rows), kind, most,
+            )  # fmt: skip
     return Data(chosen, validation, broken, digest(chosen))
 
 
@@ -98,6 +116,7 @@ def _sort(
     rows: list[Row], rules: Rules, max_object_token: int, index: Index
 ) -> tuple[dict[str, Rows], list[tuple[str, str]]]:
     def look(row: Row):
+        mllm.check_prompt(row.prompt)
         probe, tokens = index.probe(row.target), 0
         if row.reference is not None:
             picture = index.probe(row.reference)
@@ -117,17 +136,22 @@ def _sort(
     return found, broken
 
 
-def _hold_out(rows: Rows, count: int) -> Rows:
-    """Take some rows out, chosen by their ids."""
+def _hold_out(kind: str, rows: Rows, count: int) -> Rows:
+    """Take some rows out, chosen by their ids; one at least stays."""
     order = sorted(range(len(rows.rows)), key=lambda place: hashlib.sha256(rows.rows[place].id.encode()).digest())
     if count >= len(order):
-        raise ValueError(f"validation_rows is {count} and a kind has {len(order)} rows; hold out fewer.")
-    held, kept = Rows(), Rows()
-    chosen = set(order[:count])
-    for place in range(len(order)):
-        (held if place in chosen else kept).add(rows.rows[place], rows.shapes[place], rows.groups[place])
-    rows.rows, rows.shapes, rows.groups = kept.rows, kept.shapes, kept.groups
-    return held
+        logger.warning("Of the %d %s rows, %d are held out: one is to be trained on.", len(order), kind, len(order) - 1)
+    chosen = set(order[: min(count, len(order) - 1)])
+    return rows.take([place in chosen for place in range(len(order))])
+
+
+def _leave_out(chosen: dict[str, Rows], targets: set[str]) -> None:
+    """Take out what would be learned by heart: the held-out targets under other instructions or as other kinds."""
+    for kind, rows in chosen.items():
+        again = [row.target.name in targets for row in rows.rows]
+        if any(again) and not all(again):
+            rows.take(again)
+            logger.info("%d more %s rows are left out, whose targets are held out.", sum(again), kind)
 
 
 def digest(chosen: dict[str, Rows]) -> str:

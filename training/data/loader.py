@@ -177,6 +177,8 @@ def in_workers(dataset: Dataset, workers: int, **options) -> DataLoader:
 
 
 def _end_with_parent(_: int) -> None:
-    """Orphans of a killed run would wait on their pipes for ever."""
+    """Orphans of a killed run would wait on their pipes for ever. One that is asked to stop needs them until it has."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal or a scheduler sends to all processes
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
