@@ -56,7 +56,9 @@ def start_file(start: str | Path) -> Path:
     for found in (path / EXPORTS / CHECKPOINT, path / CHECKPOINT):
         if found.is_file():
             return files.check_file(found)
-    raise FileNotFoundError(f"{path} has no {EXPORTS}/{CHECKPOINT}; let that run end first, or name a checkpoint.")
+    others = sorted((path / EXPORTS).glob("*.safetensors"))
+    advice = f"name {others[0]}" if others else "let that run end first, or name a checkpoint"
+    raise FileNotFoundError(f"{path} has no {EXPORTS}/{CHECKPOINT}; {advice}.")
 
 
 def start_mark(config: Config) -> str:

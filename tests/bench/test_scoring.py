@@ -454,6 +454,28 @@ def test_the_verdict_of_an_audit_stands_beside_the_scores(folder, tmp_path, caps
         audit.read(tmp_path / "no.json")
 
 
+def test_judges_that_always_answer_the_same_are_not_asked_again(folder, capsys):
+    for judge in ("classical", "transformers:some/model"):
+        assert main(["score", "--out", str(folder.path), "--judge", judge, "--repeats", "2"]) == 2
+        assert "gives the same answer again when it runs here; leave --repeats out." in capsys.readouterr().err
+
+
+def test_a_file_of_answers_that_is_damaged_is_told_in_a_sentence(folder, stand, tmp_path, capsys):
+    (tmp_path / "answers").write_bytes(b"no database" * 100)
+    given = ["score", "--out", str(folder.path), "--judge", stand.url, "--model", "a-model"]
+    assert main([*given, "--cache", str(tmp_path / "answers")]) == 2
+    assert "Kept answers cannot be read or written (file is not a database);" in capsys.readouterr().err
+
+
+def test_an_answer_that_cannot_be_read_is_shown_and_may_be_longer(folder, stand, caplog):
+    stand.turns = ["I think that the edit", *[scores(3, 3, 3)] * 20]
+    scoring.run(folder, open_judge(stand.url, Options(model="a-model", max_new_tokens=4000)))
+    assert 'An answer cannot be read (21 characters): "I think that the edit"' in caplog.text
+    assert {body["max_tokens"] for *_, body in stand.seen} == {4000}
+    with pytest.raises(ValueError, match="max_new_tokens is 10"):
+        Options(max_new_tokens=10)
+
+
 def test_the_classical_judge_sees_that_nothing_was_done(folder):
     made = open_judge("classical", Options(frames=4))
     assert scoring.run(folder, made).scored == 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sqlite3
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from .. import fingerprint
 from ..asking import Unavailable
 from . import audit, clips, making, pairwise, scoring, suites
 from .folder import DONE, FAILED, Folder
-from .judges import Options, open_judge
+from .judges import CLASSICAL, TRANSFORMERS, Options, open_judge
 
 PROGRAM = "python -m training.bench"
 
@@ -58,7 +59,7 @@ class Score:
     judge: str
     """An OpenAI-compatible server's address, "google-genai[:MODEL]", "transformers:MODEL", or "classical"."""
     repeats: int = 1
-    """How often each edit is judged, to see how steady the judge is."""
+    """How often each edit is judged, to see how steady a judge behind a server is."""
     attempts: int = scoring.ATTEMPTS
     """For an answer that can be read."""
     audit: Path | None = None
@@ -152,6 +153,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             COMMANDS, args=argv, prog=PROGRAM, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)
         )
         return _do(options)
+    except sqlite3.Error as error:
+        print(f"{PROGRAM}: Kept answers cannot be read or written ({error}); free the disk, or name another --cache.",
+              file=sys.stderr)  # fmt: skip
+        return 2
     except (ValueError, OSError, Unavailable, MemoryError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
@@ -170,6 +175,8 @@ def _do(options) -> int:
         judge = open_judge(options.judge, options.options, cache)
         print(audit.text(audit.run(judge, options.out, options.items, options.attempts)))
     elif isinstance(options, Score):
+        if options.repeats > 1 and options.judge.partition(":")[0] in (CLASSICAL, TRANSFORMERS):
+            raise ValueError(f"{options.judge} gives the same answer again when it runs here; leave --repeats out.")
         folder = Folder(options.out)
         checked = None if options.audit is None else audit.read(options.audit)
         judge = open_judge(options.judge, options.options, options.cache or scoring.default_cache(options.out))

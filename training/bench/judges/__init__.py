@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ...asking import MAX_NEW_TOKENS
 from ..items import CRITERIA, HIGHEST, LOWEST
 
 FRAMES = 8
@@ -92,12 +93,16 @@ class Options:
     """A frame's largest area, as the judge sees it."""
     device: str = ""
     """For a model that runs here."""
+    max_new_tokens: int = MAX_NEW_TOKENS
+    """The longest answer; a model that thinks aloud first needs more."""
 
     def __post_init__(self):
         if self.frames < 1 or self.max_pixels < 64 * 64:
             raise ValueError(
                 f"A judge cannot see {self.frames} frames of {self.max_pixels} pixels; give 1 and 4096 at least."
             )
+        if self.max_new_tokens < 64:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; an answer needs 64 at least.")
 
 
 def open_judge(given: str, options: Options = Options(), cache: Path | None = None) -> Judge:
@@ -115,23 +120,24 @@ def open_judge(given: str, options: Options = Options(), cache: Path | None = No
     if given == CLASSICAL:
         return classical.ClassicalJudge(options.frames)
     kind, _, model = given.partition(":")
+    longest = options.max_new_tokens
     if given.startswith(("http://", "https://")):
         from ...asking.server import ServerChat
 
         if not options.model:
             raise ValueError("Say by which name the server knows the model: --model NAME.")
-        chat = ServerChat(given, options.model, options.timeout, options.workers, options.key_variable)
+        chat = ServerChat(given, options.model, options.timeout, options.workers, options.key_variable, longest)
         known_by, name = f"openai:{options.model}", options.model
     elif kind == GOOGLE:
         from ...asking.google import GoogleChat
 
         name = model or GOOGLE_MODEL
-        chat = GoogleChat(name, options.timeout, options.workers)
+        chat = GoogleChat(name, options.timeout, options.workers, longest)
         known_by = f"google:{name}"
     elif kind == TRANSFORMERS and model:
         from ...asking.local import LocalChat
 
-        chat = LocalChat(model, device=options.device or None)
+        chat = LocalChat(model, device=options.device or None, max_new_tokens=longest)
         known_by, name = f"transformers:{model}", model
     else:
         raise ValueError(

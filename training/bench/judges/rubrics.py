@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from ...asking.reading import is_number, one_object, quoted
 from ..items import CRITERIA, SUBJECT
 from . import Case, Scores, ruled
 
+logger = logging.getLogger(__name__)
+
 PROMPTS = Path(__file__).parent / "prompts"
 PAIRWISE = "pairwise"
 FIRST, SECOND, TIE = "first", "second", "tie"
@@ -23,6 +27,7 @@ VERSION = 1
 _LEAST_SIDE = 224
 """Smaller frames are enlarged: a model sees little in a thumbnail."""
 _LONGEST_REASON = 300
+_SHOWN = 200
 
 
 class ChatJudge:
@@ -40,15 +45,12 @@ class ChatJudge:
 
     def score(self, cases: Sequence[Case], attempt: int = 0) -> list[Scores | ValueError | None]:
         answers = self.chat.answers([self._question(case) for case in cases], attempt)
-        return [
-            answer if isinstance(answer, ValueError) else read_scores(case.kind, answer)
-            for case, answer in zip(cases, answers)
-        ]
+        return [_read(answer, partial(read_scores, case.kind)) for case, answer in zip(cases, answers)]
 
     def prefer(self, pairs: Sequence[tuple[Case, Case]], attempt: int = 0) -> list[tuple[str, str] | ValueError | None]:
         """Which edit of each pair is better, "first", "second" or "tie", and why."""
         answers = self.chat.answers([self._both(*pair) for pair in pairs], attempt)
-        return [answer if isinstance(answer, ValueError) else read_preference(answer) for answer in answers]
+        return [_read(answer, read_preference) for answer in answers]
 
     def _question(self, case: Case) -> Question:
         parts = [*self._asked(case), *self._labelled("source", case.source), *self._labelled("edited", case.edit)]
@@ -81,6 +83,16 @@ class ChatJudge:
             return frame
         size = max(1, round(width * scale)), max(1, round(height * scale))
         return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+
+
+def _read(answer: str | ValueError, read: Callable):
+    """What an answer says, by a reader; one that it cannot read is shown, for that is how a setting is found wrong."""
+    if isinstance(answer, ValueError):
+        return answer
+    found = read(answer)
+    if found is None:
+        logger.warning("An answer cannot be read (%d characters): %s", len(answer), quoted(answer[-_SHOWN:]))
+    return found
 
 
 def read_scores(kind: str, text: str) -> Scores | None:
