@@ -181,3 +181,13 @@ def test_what_a_start_adds_to_weights_without_adapters_is_in_the_whole_model_too
 def test_a_frame_below_the_models_smallest_is_refused_by_the_settings_name(layouts, tmp_path):
     with pytest.raises(ValueError, match="mllm_max_pixels is 50176; this model is shown frames of 100352"):
         base.read(config("tiny_stage3", tmp_path, **layouts["released"], mllm_max_pixels=224 * 224))
+
+
+def test_a_run_that_exported_something_else_is_told_by_its_file(tmp_path):
+    """As one of DoRA does, which the training layout does not know."""
+    (tmp_path / "exports").mkdir()
+    with pytest.raises(FileNotFoundError, match="let that run end first"):
+        base.start_file(tmp_path)
+    (tmp_path / "exports" / "style.safetensors").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"name .*style\.safetensors\."):
+        base.start_file(tmp_path)
