@@ -92,7 +92,8 @@ def convert(
     """
     if to not in (*LAYOUTS, *lora_dialects.DIALECTS) or dtype not in DTYPES:
         raise ValueError(f"There is no conversion to {to} in {dtype}; choose among those that --help lists.")
-    label, output = Path(source).name, Path(output)
+    here = Path(source)
+    label, output = here.resolve().name if here.exists() else here.name, Path(output)
     source = Path(source) if label.endswith(".safetensors") else hub.folder_of(source)
     given = {"mllm": mllm, "vae": vae, "connector": connector, "model": model, "tokenizer": tokenizer}
     given = {option: Path(path) for option, path in given.items() if path is not None}

@@ -49,7 +49,7 @@ def _translate(name: str, source: int) -> str:
     prefix, rest = block.groups() if block else ("", name)
     for pair in _INSIDE if block else _OUTSIDE:
         found = pair[source]
-        if rest == found or rest.startswith(found + "."):
+        if rest in (found, f"{found}.weight", f"{found}.bias"):
             return prefix + pair[1 - source] + rest[len(found) :]
     raise ValueError(f"{name} is not a tensor of a Wan video model; check that the file is the one meant.")
 

@@ -7,8 +7,10 @@ alpha, it is folded into the pair.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ import torch
 from . import files
 from .lazy import Tensor, load
 from .lora_dialects import DIALECTS, FORMS, PARTS, find, name_of, split
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -162,6 +166,11 @@ def read(
         metadata = _metadata(Path(source)) if metadata is None else metadata
     lora = sort(tensors, name)
     alpha_of = _alphas(metadata or {})
+    if lora.dialect == "peft" and "lora_adapter_metadata" not in (metadata or {}):
+        logger.warning(
+            "%s does not say its alpha, which is taken for its rank; peft's adapter_config.json says it, beside a file "
+            "named adapter_model.safetensors.", name,
+        )  # fmt: skip
     for _, weight, change in lora:
         if (change.down is None) != (change.up is None):
             half = "lora_B" if change.up is None else "lora_A"
@@ -228,17 +237,28 @@ def _alphas(metadata: Mapping[str, str]) -> Callable[[str, int], float | None]:
         scopes.setdefault(scope, {})[setting] = value
 
     def alpha_of(module: str, rank: int) -> float | None:
-        said = scopes.get(module.partition(".")[0]) or scopes.get("", {})
+        module = module.removeprefix("base_model.model.")
+        scope, _, rest = module.partition(".")
+        said, module = (scopes[scope], rest) if scopes.get(scope) else (scopes.get("", {}), module)
         alpha = said.get("lora_alpha")
         pattern = said.get("alpha_pattern")
         for name, value in pattern.items() if isinstance(pattern, dict) else ():
-            if module == name or module.endswith(f".{name}"):
+            if _fits(name, module):  # the first, as in peft
                 alpha = value
+                break
         if not isinstance(alpha, (int, float)):
             return None
         return float(alpha) * math.sqrt(rank) if said.get("use_rslora") else float(alpha)
 
     return alpha_of
+
+
+def _fits(pattern: str, module: str) -> bool:
+    """Whether a name of peft's settings, which is an expression for the end of a module's, means this one."""
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    except re.error:
+        return False
 
 
 def _write(change: Change, part: str, weight: str, dialect: str) -> dict[str, Tensor] | None:
@@ -302,6 +322,36 @@ def convert(source: str | os.PathLike, output: str | os.PathLike, dialect: str) 
     Raises:
         FileNotFoundError, ValueError: as :func:`read`; or the dialect can hold nothing of it.
     """
-    written = read(source, open_file=files.open_tensors).write(dialect)
-    files.save_tensors(written.tensors, output)
+    source, output = Path(source), Path(output)
+    found = read(source, open_file=files.open_tensors)
+    written = found.write(dialect)
+    metadata = {name: text for name, text in files.read_metadata(source).items() if name != "lora_adapter_metadata"}
+    if dialect == "peft":
+        _write_config(found, written.tensors, output.with_name("adapter_config.json"))
+    in_place = output.exists() and output.samefile(source)
+    files.save_tensors(written.tensors, output, metadata)
+    again = files.open_tensors(output)
+    same = in_place or all(torch.equal(load(again[name]), load(one)) for name, one in written.tensors.items())
+    if not same:
+        raise OSError(f"{output} does not read back as it was written; check the disk.")
     return written.left_out
+
+
+def _write_config(found: Lora, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """What peft wants beside its weights; alphas are folded into these. ValueError where another one's is there."""
+    ranks = {
+        name.removesuffix(".lora_A.weight").removeprefix("base_model.model."): tensor.shape[0]
+        for name, tensor in tensors.items()
+        if name.endswith(".lora_A.weight")
+    }
+    if not ranks:
+        return
+    rank = max(set(ranks.values()), key=list(ranks.values()).count)
+    others = {name: each for name, each in ranks.items() if each != rank}
+    config = {
+        "peft_type": "LORA", "r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others,
+        "target_modules": sorted(ranks), "use_dora": any(change.dora is not None for _, _, change in found),
+    }  # fmt: skip
+    if path.is_file() and files.read_json(path) != config:
+        raise ValueError(f"{path} is of another LoRA; choose an output in a folder of its own.")
+    files.save_json(config, path)

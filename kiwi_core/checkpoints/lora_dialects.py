@@ -124,6 +124,8 @@ def find(names: Iterable[str]) -> str:
 
 def name_of(part: str, module: str, dialect: str) -> str | None:
     """What a dialect calls a module or parameter, or None if it has no name for it."""
+    if part == DIT and module.startswith(("lora_", "lycoris_")):  # a flat name that nobody knows
+        return None
     if dialect == "kohya":
         flat = module.removeprefix("model.").replace(".", "_")
         return {DIT: "lora_unet_", MLLM: "lora_te_", CONNECTOR: "lora_te_"}[part] + flat

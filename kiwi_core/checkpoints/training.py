@@ -10,19 +10,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..mllm import VisionLimits
 from ..variant import find_variant
-from . import dit_keys, files, qwen_keys, released, single_files
+from . import dit_keys, files, fp8, qwen_keys, released, single_files
 from .lazy import Tensor, apply
 from .parts import Parts, Tensors
 
 CHECKPOINT, QWEN, VAE = "checkpoint.safetensors", "qwen", "vae.safetensors"
 
-_LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+_LORA = re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight")  # of an adapter of any name
 
 
 def is_training(names) -> bool:
@@ -60,26 +61,33 @@ def split(checkpoint: Tensors) -> dict[str, dict[str, Tensor]]:
 def merge_lora(base: Tensors, lora: Tensors) -> dict[str, Tensor]:
     """Base weights with whole tensors replaced and LoRA pairs added (alpha = rank, so W + B A).
 
-    The sum is taken in float32 and kept in the base's dtype.
+    The sum is taken in float32 and kept in the base's dtype, or in the LoRA's where the base is in float8, which would
+    round most of it away.
     """
     merged = dict(base)
     pairs: dict[str, dict[str, Tensor]] = {}
     for name, tensor in lora.items():
         match = _LORA.fullmatch(name)
         if match:
-            pairs.setdefault(match.group(1) + ".weight", {})[match.group(2)] = tensor
+            pair = pairs.setdefault(match.group(1) + ".weight", {})
+            if match.group(2) in pair:
+                raise ValueError(f"The checkpoint holds more than one LoRA for {match.group(1)}; keep one of them.")
+            pair[match.group(2)] = tensor
+        elif base and name not in base:
+            raise ValueError(f"The checkpoint holds {name}, which the base model lacks; use its own base.")
         else:
             merged[name] = tensor
     for name, pair in pairs.items():
         weight, a, b = base.get(name), pair.get("A"), pair.get("B")
         if weight is None or a is None or b is None or (b.shape[0], a.shape[1]) != weight.shape:
             raise ValueError(f"The checkpoint's LoRA for {name} does not fit the base model; use its own base.")
-        merged[name] = apply(_add_lora, weight, a, b)
+        small = isinstance(weight, fp8.ScaledTensor) or weight.dtype.itemsize == 1
+        merged[name] = apply(partial(_add_lora, a.dtype if small else weight.dtype), weight, a, b)
     return merged
 
 
-def _add_lora(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (weight.float() + b.float() @ a.float()).to(weight.dtype)
+def _add_lora(dtype: torch.dtype, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (weight.float() + b.float() @ a.float()).to(dtype)
 
 
 def read(
@@ -132,7 +140,7 @@ def load_base(model: str | os.PathLike, open_file: files.OpenFile = files.load_t
     """A base DiT under original names, from a file or a folder of shards."""
     path = Path(model)
     tensors = files.load_folder(path, released.WEIGHTS, open_file) if path.is_dir() else open_file(path)
-    tensors = single_files.strip_prefix(tensors)
+    tensors = fp8.join_scales(dict(single_files.strip_prefix(tensors)), path)
     if dit_keys.is_diffusers(tensors):
         return {dit_keys.to_original(name): tensor for name, tensor in tensors.items()}
     return dict(tensors)
@@ -143,7 +151,7 @@ def read_qwen(
 ) -> tuple[dict[str, Tensor], Mapping, str]:
     """Qwen2.5-VL's own folder: tensors under published names, config, tokenizer text."""
     folder = Path(folder)
-    tensors = qwen_keys.published(files.load_folder(folder, "model", open_file))
+    tensors = qwen_keys.published(fp8.join_scales(files.load_folder(folder, "model", open_file), folder))
     config = files.read_json(folder / "config.json")
     if "vision_config" not in config:
         raise ValueError(f"{folder} holds another language model; use Qwen2.5-VL-3B-Instruct.")

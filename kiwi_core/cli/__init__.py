@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = {"edit": edit, "convert": convert, "download": download, "inspect": inspect}
         tyro.extras.subcommand_cli_from_dict(commands, prog="kiwi-edit", description=about, args=argv)
     except MemoryError as error:
-        advice = "here: --offload, or smaller --frames or --max-pixels."
+        edits = list(sys.argv[1:] if argv is None else argv)[:1] == ["edit"]
+        advice = "here: --offload, or smaller --frames or --max-pixels." if edits else "close other programs."
         print(f"kiwi-edit: {str(error).rstrip('.')}; {advice}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:

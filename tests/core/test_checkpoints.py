@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kiwi_core import KiwiEditPipeline
-from kiwi_core.checkpoints import dit_keys, files, qwen_keys, released, single_files, streaming, training
+from kiwi_core.checkpoints import dit_keys, files, fp8, qwen_keys, released, single_files, streaming, training
+from kiwi_core.checkpoints.lazy import load
 from kiwi_core.conditioning import PatchEmbedder
 from kiwi_core.connector import DualConnector
 from kiwi_core.transformer import KiwiTransformer3DModel
@@ -68,7 +69,13 @@ def test_key_maps_are_those_of_the_published_model():
     assert not first
 
 
-@pytest.mark.parametrize("name", ["blocks.0.cross_attn.k_img.weight", "img_emb.proj.0.weight", "blocks.x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("blocks.0.cross_attn.k_img.weight", "img_emb.proj.0.weight", "blocks.x", "head.head.weight_scale"),
+        *("blocks.0.self_attn.q.lora_A.style.weight", "blocks.0.attn1.to_q.comfy_quant"),
+    ],
+)
 def test_a_tensor_of_another_model_has_no_other_name(name):
     for translate in (dit_keys.to_diffusers, dit_keys.to_original):
         with pytest.raises(ValueError, match="not a tensor of a Wan video model"):
@@ -277,7 +284,10 @@ def test_a_lora_is_merged_into_its_base(random_model, checkpoint, tmp_path, suff
             a, b, wanted[name] = lora(weights[name + ".weight"], 4, seed)
             name = name.replace("model.layers", "model.language_model.layers")
             tensors[f"{prefix}.{name}.lora_A{suffix}"], tensors[f"{prefix}.{name}.lora_B{suffix}"] = a, b
-        return {name: tensor for name, tensor in tensors.items() if suffix in name or "lora_" not in name}
+        given = {f"lora_{half}{suffix}" for half in "AB"}  # and not what the checkpoint's own language model had
+        return {
+            name: one for name, one in tensors.items() if "lora_" not in name or name[name.index("lora_") :] in given
+        }
 
     paths = checkpoint(change)
     names = sorted(base)
@@ -301,6 +311,50 @@ def test_merging_keeps_the_dtype_of_the_base():
     merged = training.merge_lora(base, {"a.lora_A.weight": a, "a.lora_B.weight": b, "b": torch.zeros(2)})
     assert torch.equal(merged["a.weight"], (base["a.weight"].float() + b.float() @ a.float()).bfloat16())
     assert not merged["b"].any()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_lora_on_a_float8_base_is_not_rounded_away(random_model, checkpoint, tmp_path, scaled):
+    """As for 14B, whose checkpoints are LoRAs and whose bases are often had in float8."""
+    base, wanted, name = {}, {}, "blocks.1.ffn.0"
+
+    def change(tensors):
+        base.update({each[4:]: tensors.pop(each) for each in list(tensors) if each.startswith("dit.")})
+        weight = base[f"{name}.weight"]
+        generator = torch.Generator().manual_seed(0)
+        a, b = (torch.randn(size, generator=generator) for size in ((4, weight.shape[1]), (weight.shape[0], 4)))
+        wanted["delta"] = 0.02 * weight.norm() / (b @ a).norm() * b @ a
+        tensors[f"dit.{name}.lora_A.style.weight"] = a.bfloat16()
+        tensors[f"dit.{name}.lora_B.style.weight"] = (0.02 * weight.norm() / (b @ a).norm() * b).bfloat16()
+        return tensors
+
+    paths = checkpoint(change)
+    small = {}
+    for each, tensor in base.items():
+        if not fp8.is_quantised(each, tensor.shape):
+            small[each] = tensor
+        elif scaled:
+            small |= {key: load(one) for key, one in fp8.split_scale(each, fp8.quantise(tensor)).items()}
+        else:
+            small[each] = tensor.to(torch.float8_e4m3fn)
+    save_file(small, tmp_path / "base.safetensors")
+    before = base[f"{name}.weight"].to(torch.float8_e4m3fn).float()
+    if scaled:
+        before = load(fp8.quantise(base[f"{name}.weight"]))
+    parts = training.read(**paths, model=tmp_path / "base.safetensors")
+    found = load(parts.transformer[dit_keys.to_diffusers(f"{name}.weight")])
+    delta = wanted["delta"].flatten()
+    assert found.dtype == torch.bfloat16
+    assert ((found.float() - before).flatten() @ delta / delta.norm() ** 2).item() == pytest.approx(1, abs=0.05)
+
+
+def test_what_the_base_lacks_is_refused():
+    base = {"a.weight": torch.ones(4, 3)}
+    with pytest.raises(ValueError, match="holds a.alpha, which the base model lacks"):
+        training.merge_lora(base, {"a.alpha": torch.ones(())})
+    pair = {f"a.lora_{half}.{name}.weight": torch.ones(1, 1) for half in "AB" for name in ("one", "two")}
+    with pytest.raises(ValueError, match="more than one LoRA for a"):
+        training.merge_lora(base, pair)
 
 
 @pytest.mark.parametrize("lora", [{"x.lora_A.weight": torch.ones(1, 3)}, {"a.lora_A.weight": torch.ones(1, 3)}])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kiwi_core import KiwiEditPipeline
-from kiwi_core.checkpoints import lora, lora_merge
+from kiwi_core.checkpoints import files, lora, lora_merge
 from kiwi_core.checkpoints.lora_dialects import DIALECTS
 
 FORMS = lora_files.FORMS
@@ -198,6 +198,8 @@ def test_dora_merges_by_its_own_formula(pipe, saved, weights):
 CONFIGS = {
     "alpha": ({"r": 4, "lora_alpha": 6.0}, 6.0, 6.0),
     "pattern": ({"lora_alpha": 6.0, "alpha_pattern": {"attn1.to_q": 2.0}}, 2.0, 6.0),
+    "expressions": ({"lora_alpha": 6.0, "alpha_pattern": {r".*attn1\.to_q": 2.0, r"^blocks\.\d+": 9.0}}, 2.0, 6.0),
+    "the first counts": ({"lora_alpha": 6.0, "alpha_pattern": {"to_q": 2.0, ".*to_q": 9.0, "to_[": 1.0}}, 2.0, 6.0),
     "rank-stabilised": ({"lora_alpha": 6.0, "use_rslora": True}, 12.0, 12.0),
     "says nothing": ({"r": 4}, 4.0, 4.0),
     "damaged": ("{", 4.0, 4.0),
@@ -220,6 +222,42 @@ def test_alpha_from_the_settings_of_diffusers_and_peft(saved, weights, config, a
     for module, expected in zip(modules, (alpha, other)):
         delta = changes[f"{module}.weight"].apply(torch.zeros(256, 256))
         torch.testing.assert_close(delta, pairs[module].merged(torch.zeros(256, 256), 1.0, expected))
+
+
+def test_a_file_of_peft_without_its_settings_is_warned_of(saved, weights, caplog):
+    pairs = lora_files.pairs(weights, ["blocks.0.self_attn.q"])
+    lora.read(saved(FORMS["peft"].file(pairs), name="style.safetensors"))
+    assert "style.safetensors does not say its alpha" in caplog.text
+    caplog.clear()
+    lora.read(saved(FORMS["kohya"].file(pairs)))
+    assert not caplog.records
+
+
+def test_what_is_written_for_peft_can_be_loaded_by_it(saved, weights, tmp_path):
+    peft = pytest.importorskip("peft")
+    modules = ["blocks.0.self_attn.q", "blocks.0.self_attn.k"]
+    pairs = lora_files.pairs(weights, modules)
+    source = saved(FORMS["kohya"].file(pairs), {"ss_tag": "a style", "modelspec.license": "free"})
+    output = tmp_path / "peft" / "adapter_model.safetensors"
+    assert lora.convert(source, output, "peft") == []
+    assert files.read_metadata(output).items() >= {"ss_tag": "a style", "modelspec.license": "free"}.items()
+    config = peft.PeftConfig.from_pretrained(str(output.parent))
+    assert (config.r, config.lora_alpha) == (lora_files.RANK, lora_files.RANK)
+    assert config.target_modules == {"blocks.0.attn1.to_q", "blocks.0.attn1.to_k"}
+    again = lora.read(output).changes["dit"]
+    for module, change in lora.read(source).changes["dit"].items():
+        torch.testing.assert_close(again[module].apply(torch.zeros(256, 256)), change.apply(torch.zeros(256, 256)))
+    other = saved(FORMS["kohya"].file(lora_files.pairs(weights, modules[:1])), name="other.safetensors")
+    with pytest.raises(ValueError, match="is of another LoRA; choose an output in a folder of its own"):
+        lora.convert(other, tmp_path / "peft" / "other.safetensors", "peft")
+
+
+def test_flat_names_that_nobody_knows_are_left_out(saved, weights, tmp_path):
+    tensors = FORMS["kohya"].file(lora_files.pairs(weights, ["blocks.0.self_attn.q"]))
+    tensors |= {f"lora_unet_foo_bar.lora_{half}.weight": torch.ones(2, 2) for half in ("up", "down")}
+    path = saved(tensors)
+    for dialect in ("kohya", "comfyui"):
+        assert lora.convert(path, tmp_path / f"{dialect}.safetensors", dialect) == ["lora_unet_foo_bar.weight"]
 
 
 def test_a_bias_of_peft_is_scaled_with_its_pair(saved, weights):
