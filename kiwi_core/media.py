@@ -8,6 +8,7 @@ what FFmpeg and ComfyUI do. HDR is not tone-mapped.
 from __future__ import annotations
 
 import heapq
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,8 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
 from .atomic import replacing
 from .geometry import resize_frames
+
+logger = logging.getLogger(__name__)
 
 Packets = Iterator[av.Packet]
 
@@ -43,6 +46,9 @@ _COPIED_AUDIO = {
     ".mov": _MP4_AUDIO,
     ".mkv": _MP4_AUDIO | {"opus", "vorbis", "flac"},
 }
+_HDR = {16, 18}  # PQ and HLG
+# How far the mean rate of the frames that are read may be from the whole file's.
+_STEADY = 0.01
 _AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
 _STILLS = {".png", ".jpg", ".jpeg", ".webp"}
 
@@ -243,7 +249,9 @@ def _checked_file(path: str | os.PathLike) -> Path:
 def _picture_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large a picture; scale it down first.") from error
+    except (OSError, SyntaxError) as error:  # SyntaxError: a broken PNG
         raise ValueError(f"{path} cannot be read as an image; save it again as PNG or JPEG.") from error
 
 
@@ -337,8 +345,13 @@ def _read_stream(path: Path, max_frames: int | None, background: str) -> tuple[n
                 if count == 0:
                     size = (frame.width, frame.height)
                     has_alpha = any(component.is_alpha for component in frame.format.components)
+                    _warn_of(stream, frame, path)
                     # Planar RGB takes FFmpeg half the time of packed RGB.
-                    graph = _colour_graph({"template": stream}, "rgba" if has_alpha else "gbrp")
+                    width, height = _square(frame, stream)
+                    graph = _colour_graph(
+                        {"template": stream}, "rgba" if has_alpha else "gbrp", f":w={width}:h={height}"
+                    )
+                    first = frame.pts
                     turns = round(frame.rotation / 90) % 4  # counter-clockwise like np.rot90
                 elif (frame.width, frame.height) != size:
                     raise _size_change(path, count)
@@ -351,12 +364,19 @@ def _read_stream(path: Path, max_frames: int | None, background: str) -> tuple[n
                 elif count == len(frames):
                     frames.resize((count + count // 2 + 1, *pixels.shape), refcheck=False)
                 frames[count] = pixels
-                count += 1
+                last, count = frame.pts, count + 1
         except av.FFmpegError as error:
             raise _damage(path, count) from error
     if not count:
         raise _no_frames(path)
     frames.resize((count, *frames.shape[1:]), refcheck=False)  # in place, unlike a slice or a copy
+    if count == max_frames and count > 1 and None not in (first, last) and last > first:
+        own = Fraction(count - 1) / ((last - first) * stream.time_base)
+        if abs(own / rate - 1) > _STEADY:  # the mean of what follows is none of theirs
+            logger.warning(
+                "%s changes its frame rate; its first %d frames have %.2f a second in the mean.", path, count, own
+            )
+            rate = own.limit_denominator(1001)
     return frames, rate
 
 
@@ -382,10 +402,26 @@ def _probe_stream(path: Path, decode: bool) -> Probe:
             raise _damage(path, decoded) from error
         if first is None:
             raise _no_frames(path)
-        height, width = first.height, first.width
+        width, height = _square(first, stream)
         if round(first.rotation / 90) % 2:
             height, width = width, height
     return Probe(decoded if decode else known or packets, height, width, rate)
+
+
+def _square(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
+    """Width and height of a frame in square pixels; anamorphic ones are made wider, or higher."""
+    shape = stream.sample_aspect_ratio or Fraction(1)
+    if shape <= 0 or shape == 1:
+        return frame.width, frame.height
+    return (round(frame.width * shape), frame.height) if shape > 1 else (frame.width, round(frame.height / shape))
+
+
+def _warn_of(stream: av.VideoStream, frame: av.VideoFrame, path: Path) -> None:
+    """Of what is not put right here."""
+    if getattr(stream.codec_context, "color_trc", None) in _HDR:
+        logger.warning("%s is HDR, which looks pale as it is taken; export it as SDR for its real colours.", path)
+    if frame.interlaced_frame:
+        logger.warning("%s is interlaced, so motion shows as combs; deinterlace it first.", path)
 
 
 def _header_frames(stream: av.VideoStream) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -13,16 +12,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from . import files as file_io
-from .hub import PATTERNS
+from .hub import MODELS, PATTERNS, explain
 
 logger = logging.getLogger(__name__)
 
-MODELS = {
-    "instruct-reference": "linyq/kiwi-edit-5b-instruct-reference-diffusers",
-    "instruct": "linyq/kiwi-edit-5b-instruct-only-diffusers",
-    "reference": "linyq/kiwi-edit-5b-reference-only-diffusers",
-}
 INDEX = "model_index.json"
 STATE = ".download"
 """Folder within a model's: the manifest, and files that are not whole yet."""
@@ -92,6 +88,21 @@ def download(
 
     hub = _Hub(name, revision, endpoint)
     listed, commit = hub.list_files(files)
+    (folder / STATE).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / STATE / "lock", timeout=0):
+            _bring(hub, folder, listed, commit, known, given, wanted, verify)
+    except Timeout:
+        raise OSError(f"Another download into {folder} is running; wait for it.") from None
+    logger.info("%s is complete.", folder)
+    return folder
+
+
+def _bring(
+    hub: _Hub, folder: Path, listed: list[RemoteFile], commit: str, known: list[RemoteFile], given: dict, wanted: dict,
+    verify: bool,
+) -> None:  # fmt: skip
+    """Fetch what is missing and drop what no longer belongs there; see :func:`download`."""
     trusted = set() if verify else set(known)
     missing = [file for file in listed if not file.is_at(folder / file.name, read=file not in trusted)]
     _check_space(folder, missing)
@@ -103,8 +114,6 @@ def download(
     for path in (folder / STATE).glob("*.partial"):  # of another revision
         path.unlink()
     file_io.save_json({**wanted, "commit": commit, "files": entries}, folder / STATE / "manifest.json")
-    logger.info("%s is complete.", folder)
-    return folder
 
 
 def _read_manifest(folder: Path, wanted: dict) -> tuple[list[RemoteFile], dict]:
@@ -249,36 +258,4 @@ class _Hub:
         except Exception as error:  # of the HTTP library, which is another in each of the hub library's releases
             if size_may_differ and type(error) is OSError and error.errno is None:
                 return None
-            raise self._explain(error) from error
-
-    def _explain(self, error: Exception) -> OSError:
-        from huggingface_hub import errors
-
-        if getattr(error, "filename", None):  # not of the network
-            return error
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        kind = f"{type(error).__name__}{f', {status}' if status else ''}"
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return OSError("The disk is full; make room and start again, what has arrived is kept.")
-        if isinstance(error, errors.GatedRepoError) or status == 403:
-            return PermissionError(
-                f"{self.name} needs a permission ({kind}): ask for it on its page at {self.endpoint}, then set "
-                "HF_TOKEN to a token of your account."
-            )
-        if isinstance(error, errors.RevisionNotFoundError):
-            return FileNotFoundError(f"{self.name} has no revision {self.revision}; use main, a tag or a commit.")
-        if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
-            return FileNotFoundError(
-                f"{self.name} is not at {self.endpoint}, or not for everyone ({kind}); check the name, or set HF_TOKEN "
-                "to a token that may read it."
-            )
-        if status == 401:
-            return PermissionError(f"{self.endpoint} does not accept the token in HF_TOKEN ({kind}); use another.")
-        if isinstance(error, errors.EntryNotFoundError):
-            return FileNotFoundError(f"{self.endpoint} lacks a file that it lists ({kind}); start again later.")
-        if status:
-            return OSError(f"{self.endpoint} has a problem ({kind}); start again later, what has arrived is kept.")
-        return ConnectionError(
-            f"{self.endpoint} cannot be reached ({kind}); check the connection and start again, what has arrived is "
-            "kept."
-        )
+            raise explain(error, self.name, self.revision, self.endpoint) from error

@@ -168,12 +168,12 @@ def edit(
         result = geometry.resize_frames(result, *source.shape[1:3])
     if editable is not None:
         result = masks.composite(result, source, editable, feather)
-    _save(output, result, clip)
+    written = [_save(output, result, clip)]
     if compare:
-        _save(outputs[1], media.side_by_side(source, result), clip)
+        written.append(_save(outputs[1], media.side_by_side(source, result), clip))
     height, width = result.shape[1:3]
     logger.info("%d frames of %dx%d in %.1f s.", len(result), width, height, time.monotonic() - start)
-    print(*outputs, sep="\n")
+    print(*written, sep="\n")
 
 
 def _check_output(path: Path, video: Path) -> None:
@@ -246,13 +246,23 @@ def load(
     return pipe
 
 
-def _save(path: Path, frames: np.ndarray, clip: Clip) -> None:
+def _save(path: Path, frames: np.ndarray, clip: Clip) -> Path:
+    """Write an edit, which may have taken hours: without sound, or elsewhere, if it cannot be otherwise."""
     import av
 
     from .. import media
 
     try:
-        media.save_video(path, frames, clip.frame_rate, audio_from=clip.path)
-    except (ValueError, av.FFmpegError) as error:  # a broken sound track must not cost the edit
-        logger.warning("%s %s is written without sound.", error, path)
-        media.save_video(path, frames, clip.frame_rate)
+        return media.save_video(path, frames, clip.frame_rate, audio_from=clip.path)
+    except (ValueError, OSError, av.FFmpegError) as error:
+        problem = error
+    other = path.with_stem(f"{path.stem}_1")  # on Windows a player keeps the old file from being replaced
+    for target in (path, other, Path(tempfile.mkdtemp(prefix="kiwi-edit-")) / path.name):
+        try:
+            made = media.save_video(target, frames, clip.frame_rate)
+        except (OSError, av.FFmpegError) as error:
+            problem = error
+        else:
+            logger.warning("%s The edit is written without sound into %s.", problem, made)
+            return made
+    raise problem

@@ -350,7 +350,7 @@ def test_a_lora_on_a_float8_base_is_not_rounded_away(random_model, checkpoint, t
 
 def test_what_the_base_lacks_is_refused():
     base = {"a.weight": torch.ones(4, 3)}
-    with pytest.raises(ValueError, match="holds a.alpha, which the base model lacks"):
+    with pytest.raises(ValueError, match=r"holds a\.alpha, which the base model lacks"):
         training.merge_lora(base, {"a.alpha": torch.ones(())})
     pair = {f"a.lora_{half}.{name}.weight": torch.ones(1, 1) for half in "AB" for name in ("one", "two")}
     with pytest.raises(ValueError, match="more than one LoRA for a"):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 from random_model import FILES
 from safetensors.torch import save_file
 
-from kiwi_core import cli, geometry
+from kiwi_core import KiwiEditPipeline, cli, geometry
 from kiwi_core.media import load_video
 
 RATE = Fraction(24000, 1001)
@@ -217,6 +218,36 @@ def test_a_damaged_sound_track_does_not_cost_the_edit(run, tmp_path, caplog):
     assert "without sound" in caplog.text
     assert len(load_video(tmp_path / "out.mp4").frames) == 9
     assert sound_seconds(tmp_path / "out.mp4") is None
+
+
+def test_an_edit_is_kept_where_its_file_cannot_take_its_name(run, tmp_path, monkeypatch, capsys, caplog):
+    """As on Windows, while a player has the old one open."""
+    replace = os.replace
+
+    def locked(source, target):
+        if Path(target) == tmp_path / "out.mp4":
+            raise PermissionError(13, "it is being used by another process", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", locked)
+    assert run() == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "out_1.mp4")]
+    assert len(load_video(tmp_path / "out_1.mp4").frames) == 10
+    assert "it is being used by another process" in caplog.text
+
+
+def test_a_source_that_is_gone_does_not_cost_the_edit(run, tmp_path, monkeypatch, caplog):
+    source = write_clip(tmp_path / "in.mp4")
+    call = KiwiEditPipeline.__call__
+
+    def gone(*args, **kwargs):
+        source.unlink()
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr("kiwi_core.KiwiEditPipeline.__call__", gone)
+    assert run(video=source) == 0
+    assert load_video(tmp_path / "out.mp4").frames.size
+    assert "without sound" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -173,6 +174,18 @@ def test_a_short_name_is_one_of_the_published_models(hub, models):
         with pytest.raises(FileNotFoundError, match=f"{name} is not at {hub.url}.*check the name"):
             download(short, models, endpoint=hub.url)
         assert hub.requests == [f"/api/models/{name}/revision/main"]
+
+
+def test_a_second_download_waits_its_turn(hub, models):
+    with ThreadPoolExecutor(1) as pool:
+        hub.stall.clear()
+        first = pool.submit(download, NAME, models, endpoint=hub.url)
+        while not any(path.endswith(LARGE) for path in hub.requests):
+            time.sleep(0.01)
+        with pytest.raises(OSError, match=r"Another download into .* is running"):
+            download(NAME, models, endpoint=hub.url)
+        hub.stall.set()
+        assert contents(first.result(60)) == FILES
 
 
 def test_only_chosen_files_are_fetched(hub, models):

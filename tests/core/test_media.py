@@ -234,6 +234,50 @@ def test_variable_frame_rate_becomes_its_average(tmp_path):
     assert len(clip.frames) == 10 and clip.frame_rate == Fraction(10 * 30, 22)
 
 
+def write_stream(path, times, size=(48, 32), options=None, **settings):
+    """A clip whose frames come at these times, in thirtieths of a second; ``settings`` of the codec's context."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=30, options={"bf": "0"} | (options or {}))
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for name, value in settings.items():
+            setattr(stream.codec_context, name, value)
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((*size[::-1], 3), 2 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 30)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return path
+
+
+def test_the_first_frames_have_their_own_rate(tmp_path, caplog):
+    """A screen that moves and then rests: the file's mean would be slow motion for what is read."""
+    path = write_stream(tmp_path / "screen.mp4", [*range(40), *range(40, 1240, 30)])
+    clip = load_video(path, max_frames=21)
+    assert clip.frame_rate == pytest.approx(30, rel=0.01)
+    assert "screen.mp4 changes its frame rate" in caplog.text
+    assert load_video(path).frame_rate < 3
+    caplog.clear()
+    steady = write_stream(tmp_path / "steady.mp4", range(40))
+    assert load_video(steady, max_frames=21).frame_rate == load_video(steady).frame_rate == 30
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [(Fraction(2), (96, 32)), (Fraction(1, 2), (48, 64)), (Fraction(1), (48, 32))]
+)
+def test_pixels_that_are_not_square_are_made_so(tmp_path, shape, size):
+    path = write_stream(tmp_path / "wide.mp4", range(5), sample_aspect_ratio=Fraction(shape))
+    assert load_video(path).frames.shape == (5, size[1], size[0], 3)
+    assert_probed(path)
+
+
+def test_hdr_and_interlaced_clips_are_warned_of(tmp_path, caplog):
+    load_video(write_stream(tmp_path / "hdr.mp4", range(3), color_trc=18))
+    assert "hdr.mp4 is HDR" in caplog.text
+    load_video(write_stream(tmp_path / "fields.mp4", range(3), (64, 64), {"flags": "+ildct+ilme"}))
+    assert "fields.mp4 is interlaced" in caplog.text
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_one_frame_is_saved_and_read_as_a_picture(tmp_path, suffix):
     frame = quadrants(64, 96)[None]
