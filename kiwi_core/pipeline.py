@@ -26,6 +26,9 @@ from .transformer import KiwiTransformer3DModel
 
 logger = logging.getLogger(__name__)
 
+_LARGE = 2**30
+"""Bytes of a decoded clip from which it is put together in main memory rather than on the device."""
+
 
 @dataclass
 class KiwiEditPipelineOutput(BaseOutput):
@@ -272,8 +275,8 @@ class KiwiEditPipeline(DiffusionPipeline):
         height, width = self._size(frames, height, width)
         frames = geometry.resize_frames(frames, height, width)
         frames = geometry.pad_frames(frames, geometry.padded_frame_count(len(frames)))
-        pixels = vae_ops.pixels(frames[None]).to(self._execution_device, self.vae.dtype)
-        return vae_ops.encode(self.vae, pixels, self.tile_for(height, width))
+        frames = torch.from_numpy(np.ascontiguousarray(frames[None]))
+        return vae_ops.encode(self.vae, frames, self.tile_for(height, width), device=self._execution_device)
 
     def _encode_references(self, references: Sequence[Image.Image], height: int, width: int) -> torch.Tensor | None:
         if not references:
@@ -472,6 +475,10 @@ class KiwiEditPipeline(DiffusionPipeline):
     def _decode(self, latents: torch.Tensor) -> np.ndarray:
         factor = self.vae.config.scale_factor_spatial
         tile = self.tile_for(latents.shape[-2] * factor, latents.shape[-1] * factor)
-        video = vae_ops.decode(self.vae, latents, tile)[0]
-        video = ((video + 1) * 127.5).clamp(0, 255).to(torch.uint8)
-        return video.permute(1, 2, 3, 0).cpu().numpy()
+        frames = 4 * latents.shape[2] - 3
+        large = 3 * frames * latents.shape[-2] * latents.shape[-1] * factor**2 * 4 > _LARGE
+        video = vae_ops.decode(self.vae, latents, tile, device=torch.device("cpu") if large else None)[0]
+        result = np.empty((frames, *video.shape[2:], 3), np.uint8)
+        for target, frame in zip(result, video.unbind(dim=1)):  # one by one, as copies of a long clip are large too
+            target[:] = ((frame + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        return result

@@ -70,6 +70,7 @@ def assemble(
     Args:
         shape: the result's. factor: its pixels per latent, in which tiles and ``read`` count.
         tile: None: one that covers the frame. progress: called with (tiles done, tiles).
+        device: where the result is put together; ``read`` may compute on another.
 
     Returns:
         float32 on ``device``.
@@ -84,10 +85,12 @@ def assemble(
         down, across = (_ramp(*axis, factor, device) for axis in zip(part, frame, border))
         weight = torch.minimum(down[:, None], across)
         total[window] += weight
+        there = None
         start = 0
         for frames in read(*part):
             stop = start + frames.shape[2]
-            canvas[window][:, :, start:stop] += frames * weight
+            there = weight.to(frames.device) if there is None else there
+            canvas[window][:, :, start:stop] += (frames * there).to(device)
             start = stop
         if progress is not None:
             progress(index, len(parts))

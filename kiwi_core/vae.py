@@ -88,12 +88,14 @@ def encode(
     video: torch.Tensor,
     tile: Tile | None = None,
     progress: Progress | None = None,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
     """Normalised mean latents of a clip; nothing is drawn at random.
 
     Args:
-        video: ``[B, 3, T, H, W]`` in -1..1 on the VAE's execution device, any float dtype. Frames beyond the
+        video: ``[B, 3, T, H, W]`` in -1..1, any float dtype, or uint8 frames ``[B, T, H, W, 3]``. Frames beyond the
             last 4k + 1 are dropped, as published.
+        device: the VAE's execution device, where a few frames at a time are brought; the video's without.
         tile: encode in tiles of this size. progress: called with (tiles done, tiles).
 
     Returns:
@@ -102,6 +104,9 @@ def encode(
     Raises:
         ValueError: no frames, or sides that are no multiple of the spatial factor.
     """
+    if video.dtype == torch.uint8:
+        video = video.permute(0, 4, 1, 2, 3)
+    device = video.device if device is None else device
     batch, _, frames, height, width = video.shape
     factor = vae.config.scale_factor_spatial
     if frames == 0:
@@ -110,11 +115,11 @@ def encode(
         raise ValueError(f"The VAE cannot encode frames of {height} x {width}; make both sides multiples of {factor}.")
 
     def read(rows: slice, columns: slice) -> Iterator[torch.Tensor]:
-        return _encode_frames(vae, video[..., scaled(rows, factor), scaled(columns, factor)])
+        return _encode_frames(vae, video[..., scaled(rows, factor), scaled(columns, factor)], device)
 
     latent_frames = (frames - 1) // vae.config.scale_factor_temporal + 1
     shape = (batch, vae.config.z_dim, latent_frames, height // factor, width // factor)
-    return assemble(read, shape, 1, tile, progress, video.device).to(vae.dtype)
+    return assemble(read, shape, 1, tile, progress, device).to(vae.dtype)
 
 
 @torch.no_grad()
@@ -125,12 +130,14 @@ def decode(
     latents: torch.Tensor,
     tile: Tile | None = None,
     progress: Progress | None = None,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
     """Clip of normalised latents.
 
     Args:
         latents: ``[B, C, F, h, w]`` on the VAE's execution device, any float dtype.
         tile: decode in tiles of this size. progress: called with (tiles done, tiles).
+        device: where the clip is put together, 12 bytes a pixel; that of the latents without.
 
     Returns:
         ``[B, 3, 4 (F - 1) + 1, H, W]`` in the VAE's dtype, about -1..1: as published, clamped only if tiled.
@@ -153,7 +160,7 @@ def decode(
     colours = config.out_channels // (config.patch_size or 1) ** 2
     frames = (frames - 1) * config.scale_factor_temporal + 1
     shape = (batch, colours, frames, height * factor, width * factor)
-    video = assemble(read, shape, factor, tile, progress, raw.device)
+    video = assemble(read, shape, factor, tile, progress, raw.device if device is None else device)
     return (video if tile is None else video.clamp_(-1, 1)).to(vae.dtype)
 
 
@@ -170,11 +177,12 @@ def _feature_cache(half: torch.nn.Module) -> list:
     return [None] * sum(isinstance(module, WanCausalConv3d) for module in half.modules())
 
 
-def _encode_frames(vae: AutoencoderKLWan, video: torch.Tensor) -> Iterator[torch.Tensor]:
+def _encode_frames(vae: AutoencoderKLWan, video: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
     """Normalised latents one frame at a time: of the first frame, then of each whole group of four."""
     cache, group = _feature_cache(vae.encoder), vae.config.scale_factor_temporal
     for stop in range(1, video.shape[2] + 1, group):
-        frames = video[:, :, max(0, stop - group) : stop].to(vae.dtype)
+        frames = video[:, :, max(0, stop - group) : stop].to(device)
+        frames = (frames.float() / 127.5 - 1 if frames.dtype == torch.uint8 else frames).to(vae.dtype)
         if vae.config.patch_size is not None:
             frames = patchify(frames, vae.config.patch_size)
         hidden = vae.encoder(frames, feat_cache=cache, feat_idx=[0])

@@ -102,6 +102,16 @@ def test_encode(case):
     case.check(kiwi_vae.denormalize(case.vae, latents), "encode_raw_mu")
 
 
+def test_frames_are_encoded_as_their_pixels_are(case):
+    """Bytes stay bytes until a few frames are computed: a minute of 720p is 5 GB as such, and 20 as floats."""
+    generator = torch.Generator().manual_seed(0)
+    size = (1, *case.clip.shape[2:], 3)
+    frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+    for tile in (None, case.tile):
+        wanted = kiwi_vae.encode(case.vae, kiwi_vae.pixels(frames), tile)
+        assert torch.equal(kiwi_vae.encode(case.vae, frames, tile, device=torch.device("cpu")), wanted)
+
+
 def test_frames_beyond_the_last_group_of_four_are_dropped(case):
     case.check(kiwi_vae.encode(case.vae, case.clip[:, :, :1]), "encode_first_frame_only")
     case.check(kiwi_vae.encode(case.vae, case.clip[:, :, :-1]), "encode_one_frame_fewer")
