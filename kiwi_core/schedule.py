@@ -83,7 +83,8 @@ def timestep_embedding(timestep: torch.Tensor, dim: int, rounding: str = "shippe
         float32 ``[*timestep.shape, dim]``.
     """
     timestep = round_timestep(timestep, rounding)
-    exact = torch.float32 if timestep.device.type == "mps" else torch.float64  # mps has no float64
+    # Apple's and some of Intel's and AMD's devices lack it.
+    exact = torch.float64 if timestep.device.type in ("cpu", "cuda") else torch.float32
     exponent = torch.arange(dim // 2, dtype=exact, device=timestep.device) / (dim // 2)
     angle = timestep.to(exact).unsqueeze(-1) * torch.pow(10000.0, -exponent)
     embedding = torch.cat([angle.cos(), angle.sin()], dim=-1)

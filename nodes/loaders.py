@@ -56,6 +56,11 @@ def _choice(name: str, kind: str, tooltip: str):
     return io.Combo.Input(name, options=[*folder_paths.get_filename_list(kind), *folders()], tooltip=tooltip)
 
 
+def open_tensors(path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file as ComfyUI reads it: mapped or not, and known to its dynamic VRAM."""
+    return comfy.utils.load_torch_file(str(files.check_file(path)))
+
+
 def _read_file(kind: str, name: str) -> tuple[dict[str, torch.Tensor], dict]:
     """A model file's tensors and metadata, after the checks that give a clear sentence."""
     path = files.check_file(folder_paths.get_full_path_or_raise(kind, name))
@@ -64,10 +69,24 @@ def _read_file(kind: str, name: str) -> tuple[dict[str, torch.Tensor], dict]:
 
 def _load_folder(folder: str, model_options: dict, **kwargs):
     """A MODEL from a released folder; ComfyUI calls this again for copies on further devices."""
-    tensors = released.comfyui_dit(folder)
+    tensors = released.comfyui_dit(folder, open_tensors)
     model = comfy.sd.load_diffusion_model_state_dict(tensors, model_options=model_options, **kwargs)
     model.cached_patcher_init = (_load_folder, (folder, model_options))
     return model
+
+
+def _load_vae(name: str) -> comfy.sd.VAE:
+    folder = _folder(name)
+    tensors, metadata = (released.read_vae(folder, open_tensors)[0], None) if folder else _read_file("vae", name)
+    vae = comfy.sd.VAE(sd=tensors, metadata=metadata)
+    vae.throw_exception_if_invalid()
+    vae.patcher.cached_patcher_init = (_vae_patcher, (name,))
+    return vae
+
+
+def _vae_patcher(name: str, disable_dynamic: bool = False):
+    """Of a VAE that is loaded anew, for another device; ComfyUI calls this."""
+    return _load_vae(name).patcher
 
 
 class KiwiEditLoadModel(io.ComfyNode):
@@ -131,11 +150,7 @@ class KiwiEditLoadVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name) -> io.NodeOutput:
-        folder = _folder(vae_name)
-        tensors = released.read_vae(folder)[0] if folder else _read_file("vae", vae_name)[0]
-        vae = comfy.sd.VAE(sd=tensors)
-        vae.throw_exception_if_invalid()
-        return io.NodeOutput(vae)
+        return io.NodeOutput(_load_vae(vae_name))
 
 
 class KiwiEditLoadMLLM(io.ComfyNode):
@@ -162,7 +177,7 @@ class KiwiEditLoadMLLM(io.ComfyNode):
     def execute(cls, mllm_name) -> io.NodeOutput:
         folder = _folder(mllm_name)
         if folder:
-            return io.NodeOutput(mllm.load_mllm(single_files.mllm_file(*released.read_mllm(folder))))
+            return io.NodeOutput(mllm.load_mllm(single_files.mllm_file(*released.read_mllm(folder, open_tensors))))
         return io.NodeOutput(mllm.load_mllm(*_read_file("text_encoders", mllm_name)))
 
 
@@ -190,7 +205,7 @@ class KiwiEditLoadConnector(io.ComfyNode):
     def execute(cls, connector_name) -> io.NodeOutput:
         folder = _folder(connector_name)
         if folder:
-            tensors = single_files.connector_file(*released.read_connector(folder))
+            tensors = single_files.connector_file(*released.read_connector(folder, open_tensors))
         else:
             tensors, _ = _read_file("text_encoders", connector_name)
         return io.NodeOutput(mllm.load_connector(tensors))

@@ -18,7 +18,7 @@ from comfy.patcher_extension import CallbacksMP
 from comfy_api.latest import io
 
 from ..kiwi_core.checkpoints import lora, lora_merge
-from .loaders import CATEGORY, KiwiConnector, KiwiMLLM
+from .loaders import CATEGORY, KiwiConnector, KiwiMLLM, open_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -80,16 +80,18 @@ def patch(patcher: ModelPatcher, changes: dict[str, lora.Change], strength: floa
 
 def _patch_raw(patcher: ModelPatcher, device_to, *_) -> None:
     """Patch what ComfyUI's loading passes over: parameters beside submodules, such as modulations and queries, and
-    with dynamic VRAM those of modules that are not ComfyUI's own, such as the language model's norms.
+    those of modules that are not ComfyUI's own, such as the language model's norms, where it moves only a part.
 
     Its unloading restores them, as all that is in ``backup``. The dynamic VRAM of ComfyUI 0.18 does not when it goes
     from one patcher of a model to another, so they start from the backup here.
     """
     for key in {**patcher.backup, **patcher.patches}:
-        name, _, _ = key.rpartition(".")
+        name, _, leaf = key.rpartition(".")
         module = comfy.utils.get_attr(patcher.model, name) if name else patcher.model
+        if leaf not in module._parameters:  # a merge of models patches buffers too, which are to stay such
+            continue
         inner = any(True for child in module.children() for _ in child.parameters())
-        if not inner and (hasattr(module, "comfy_cast_weights") or not patcher.is_dynamic()):
+        if not inner and hasattr(module, "comfy_cast_weights"):
             continue
         if key in patcher.backup:
             loaded = comfy.utils.get_attr(patcher.model, key)
@@ -154,7 +156,7 @@ class KiwiEditLoadLoRA(io.ComfyNode):
     def execute(cls, model, lora_name, strength, mllm_strength, mllm=None, connector=None) -> io.NodeOutput:
         if not strength and not mllm_strength:
             return io.NodeOutput(model, mllm, connector)
-        opened = lora.read(folder_paths.get_full_path_or_raise("loras", lora_name))
+        opened = lora.read(folder_paths.get_full_path_or_raise("loras", lora_name), open_file=open_tensors)
         shapes = {"dit": _shapes(model, "diffusion_model.")}
         shapes |= {
             part: _shapes(loaded.patcher)

@@ -31,6 +31,9 @@ class Phase:
     """Beside the weights, at the tiles that are planned."""
     layer: int
     """Of the largest layers that are there at once where weights are streamed from RAM."""
+    card: int
+    """Memory of the device on which it runs."""
+    on_cpu: bool = False
     how: str = ""
 
     @property
@@ -58,21 +61,25 @@ def phases(
     Args:
         model, vae: MODEL and VAE. mllm, connector: or None; without an MLLM its phase is left out.
         width, height: pixels that the VAE takes. frames: 4k + 1. references: how many pictures.
-        card: bytes, for which the VAE's tiles are planned.
+        card: bytes to plan for; 0 for what each phase's own device has.
         window_frames: longer clips are sampled in windows of so many; 0: as a whole.
     """
     factor = vae.spacial_compression_decode()
     rows, columns = height // factor, width // factor
     count = geometry.latent_frame_count(frames)
 
+    def device_of(patcher) -> tuple[int, bool]:
+        device = patcher.load_device
+        return card or int(comfy.model_management.get_total_memory(device)), not card and device.type == "cpu"
+
     def vae_phase(name: str, cost) -> Phase:
-        weights = vae.patcher.model_size()
-        room = card - weights - comfy.model_management.extra_reserved_memory()
+        weights, (there, on_cpu) = vae.patcher.model_size(), device_of(vae.patcher)
+        room = there - weights - comfy.model_management.extra_reserved_memory()
         tile = tiles_for(rows, columns, factor, cost, room)[0]
         size = (rows, columns) if tile is None else tuple(map(min, tile.size, (rows, columns)))
         tall, wide = (units * factor for units in size)
         how = "" if tile is None else f"in tiles of {wide}x{tall}"
-        return Phase(name, weights, cost(tall, wide), _largest_layers(vae.patcher), how)
+        return Phase(name, weights, cost(tall, wide), _largest_layers(vae.patcher), there, on_cpu, how)
 
     def latent(length: int) -> torch.Tensor:
         return torch.empty((1, vae.latent_channels, length, rows, columns), device="meta")
@@ -82,8 +89,11 @@ def phases(
     conds = {dit.REFERENCES: [latent(1)] * references} if references else {}
     shapes = {name: [shape] for name, shape in model.model.extra_conds_shapes(**conds).items()}
     working = int(model.model.memory_required(list(latent(window).shape), cond_shapes=shapes))
-    sample = Phase("sample", model.model_size(), working, _largest_layers(model))
-    read = [] if mllm is None else [_mllm_phase(mllm, connector, width, height, frames, references)]
+    sample = Phase("sample", model.model_size(), working, _largest_layers(model), *device_of(model))
+    read = []
+    if mllm is not None:
+        found = _mllm_sizes(mllm, connector, width, height, frames, references)
+        read = [Phase("mllm", *found, _largest_layers(mllm.patcher), *device_of(mllm.patcher))]
     return [
         vae_phase("encode", partial(encode_bytes, vae, frames)),
         *read,
@@ -92,14 +102,15 @@ def phases(
     ]
 
 
-def _mllm_phase(mllm, connector, width: int, height: int, frames: int, references: int) -> Phase:
+def _mllm_sizes(mllm, connector, width: int, height: int, frames: int, references: int) -> tuple[int, int]:
+    """Bytes of weights and of work."""
     queries, limits, weights = PUBLISHED_QUERIES, {}, mllm.patcher.model_size()
     if connector is not None:
         queries, limits = connector.patcher.model.num_queries, connector.limits
         weights += connector.patcher.model_size()
     blank = np.zeros((min(frames, SEEN_FRAMES), height, width, 3), dtype=np.uint8)
     inputs = build_inputs(mllm.tokenizer, "-", blank, blank[0] if references else None, queries, VisionLimits(**limits))
-    return Phase("mllm", weights, int(mllm.patcher.model.activation_bytes(inputs)), _largest_layers(mllm.patcher))
+    return weights, int(mllm.patcher.model.activation_bytes(inputs))
 
 
 def _largest_layers(patcher) -> int:
@@ -111,9 +122,11 @@ def _largest_layers(patcher) -> int:
     return 2 * max(sizes, default=0)
 
 
-def advice(phase: Phase, card: int, pixels: int) -> tuple[bool, str]:
+def advice(phase: Phase, pixels: int) -> tuple[bool, str]:
     """Whether a phase fits, and how, in a few words."""
-    how = [phase.how] if phase.how else []
+    how, card = [phase.how] if phase.how else [], phase.card
+    if phase.on_cpu and phase.peak <= card:
+        return True, ", ".join(["on the CPU", *how])
     if phase.peak <= card:
         return True, ", ".join(["fits", *how])
     if phase.least <= card:
@@ -130,8 +143,9 @@ def advice(phase: Phase, card: int, pixels: int) -> tuple[bool, str]:
     return False, "does not fit: lower max_pixels or max_frames"
 
 
-def report(parts: list[Phase], width: int, height: int, frames: int, references: int, card: int) -> tuple[str, bool]:
+def report(parts: list[Phase], width: int, height: int, frames: int, references: int) -> tuple[str, bool]:
     """The table and whether every phase fits."""
+    card = next(phase.card for phase in parts if phase.name == "sample")
     lines = [
         f"{width}x{height}, {frames} frames, {references} reference{'s' * (references != 1)}, "
         f"on a card of {card / GIB:.1f} GiB (all in GiB)",
@@ -139,7 +153,7 @@ def report(parts: list[Phase], width: int, height: int, frames: int, references:
     ]
     fits = True
     for phase in parts:
-        fit, plan = advice(phase, card, width * height)
+        fit, plan = advice(phase, width * height)
         fits = fits and fit
         numbers = [size / GIB for size in (phase.weights, phase.working, phase.peak, phase.least)]
         lines.append("{:<8}{:>9.1f}{:>9.1f}{:>10.1f}{:>10.1f}  {}".format(phase.name, *numbers, plan))
@@ -190,9 +204,10 @@ class KiwiEditEstimate(io.ComfyNode):
         dit.check_kiwi(model)
         height, width = geometry.fit_size(height, width, height * width, 2 * vae.spacial_compression_decode())
         frames = geometry.padded_frame_count(frames)
-        card = int(card_gb * GIB) or int(comfy.model_management.get_total_memory(vae.device))
-        parts = phases(model, vae, mllm, connector, width, height, frames, references, card, window_frames)
-        text, fits = report(parts, width, height, frames, references, card)
+        parts = phases(
+            model, vae, mllm, connector, width, height, frames, references, int(card_gb * GIB), window_frames
+        )
+        text, fits = report(parts, width, height, frames, references)
         return io.NodeOutput(text, fits, ui=ui.PreviewText(text))
 
 

@@ -28,6 +28,8 @@ from ..kiwi_core.checkpoints.parts import LIMITS
 from ..kiwi_core.checkpoints.single_files import CONFIG, TOKENIZER
 from ..kiwi_core.connector import DualConnector
 
+# Bytes of attention's scores that may be held at once, where PyTorch's own attention is not to be had.
+_SMALL = 2**28
 _INCOMPLETE = "The language model file is incomplete ({}); download it again."
 
 
@@ -39,11 +41,11 @@ class VisionTower(qwen_vl.Qwen2VLVisionTransformer):
 
     def forward(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """Rows ``[N, 1176]`` and their grid ``[1, 3]`` to features ``[N / 4, D]``."""
-        attention = optimized_attention_for_device(pixels.device, mask=False, small_input=True)
         grid = grid.cpu()
+        time, rows, columns = grid[0].tolist()
+        attention = _attention(pixels.device, rows * columns, self.blocks[0].attn.num_heads, mask=False)
         order, windows = self.get_window_index(grid)
         windows = torch.tensor(windows).unique_consecutive()
-        time, rows, columns = grid[0].tolist()
         frames = torch.arange(time + 1) * rows * columns
 
         def reorder(patches: torch.Tensor) -> torch.Tensor:
@@ -71,6 +73,8 @@ class QwenVL(torch.nn.Module):
         self.visual.fullatt_block_indexes = full_attention
         for layer in (*self.model.layers, *self.visual.blocks):
             layer.register_forward_pre_hook(_stop_if_cancelled)
+        for layer in self.model.layers:
+            layer.register_forward_pre_hook(_attend_in_parts, with_kwargs=True)
 
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         return self.model.embed_tokens(ids, out_dtype=torch.float32)
@@ -87,11 +91,31 @@ class QwenVL(torch.nn.Module):
         tokens, patches = inputs.input_ids.shape[1], max(len(part.pixel_values) for part in inputs.vision)
         text = tokens * (8 * config.hidden_size + 3 * config.intermediate_size) + 2 * tokens**2
         mlp = visual.blocks[0].mlp.gate_proj.out_features
-        return 4 * max(text, patches * (8 * visual.hidden_size + 3 * mlp))
+        scores = 0 if comfy.model_management.pytorch_attention_enabled() else _SMALL
+        return 4 * max(text, patches * (8 * visual.hidden_size + 3 * mlp)) + scores
 
 
 def _stop_if_cancelled(*_) -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def _attention(device: torch.device, tokens: int, heads: int, mask: bool):
+    """The way to attend to so many tokens at once; the one for small inputs may hold all scores, twice in float32."""
+    small = comfy.model_management.pytorch_attention_enabled() or _score_bytes(tokens, heads) <= _SMALL
+    return optimized_attention_for_device(device, mask=mask, small_input=small)
+
+
+def _score_bytes(tokens: int, heads: int) -> int:
+    return 2 * 4 * heads * tokens**2
+
+
+def _attend_in_parts(layer, args, kwargs):
+    """A hook of the text layers, for which ComfyUI takes any input for a small one."""
+    states = args[0] if args else kwargs["x"]
+    if kwargs.get("optimized_attention") is not None:
+        mask = kwargs.get("attention_mask") is not None
+        kwargs["optimized_attention"] = _attention(states.device, states.shape[1], layer.self_attn.num_heads, mask)
+    return args, kwargs
 
 
 @dataclass
@@ -105,6 +129,10 @@ class KiwiMLLM:
     @property
     def hidden_size(self) -> int:
         return self.patcher.model.model.config.hidden_size
+
+    def get_ram_usage(self) -> int:
+        """Bytes, which the cache of ComfyUI 0.18 asks for."""
+        return self.patcher.get_ram_usage()
 
     def encode(self, inputs: mllm.MLLMInputs, connector: KiwiConnector) -> torch.Tensor:
         """Context ``[1, N, dit_dim]``, float32, where ComfyUI keeps intermediate results."""
@@ -130,6 +158,10 @@ class KiwiConnector:
     patcher: comfy.model_patcher.ModelPatcher
     limits: dict[str, int] = field(default_factory=dict)
     """Arguments of :class:`kiwi_core.mllm.VisionLimits` that the file gives."""
+
+    def get_ram_usage(self) -> int:
+        """As of :class:`KiwiMLLM`."""
+        return self.patcher.get_ram_usage()
 
 
 def encode(

@@ -10,6 +10,7 @@ from ..kiwi_core import schedule
 from . import dit
 
 NO_LORA = "none"
+_NEEDS_LORA = "This preset needs a step-distilled LoRA; choose one as lora_name, or another preset."
 CACHES = ("EasyCache", "LazyCache")
 
 
@@ -79,8 +80,8 @@ class KiwiEditSpeed(io.ComfyNode):
         for name, value, options in (("preset", preset, PRESETS), ("lora_name", lora_name, _lora_names())):
             if value is not None and value not in options:
                 return f"There is no {name} {value!r}; choose one of the list."
-        if preset and PRESETS[preset].distilled and lora_name in (None, NO_LORA):
-            return "This preset needs a step-distilled LoRA; choose one as lora_name, or another preset."
+        if preset and PRESETS[preset].distilled and lora_name == NO_LORA:  # None is a link
+            return _NEEDS_LORA
         return True
 
     @classmethod
@@ -88,6 +89,8 @@ class KiwiEditSpeed(io.ComfyNode):
         dit.check_kiwi(model)
         chosen, graph = PRESETS[preset], GraphBuilder()
         steps = lora_steps if chosen.distilled else chosen.steps
+        if chosen.distilled and lora_name == NO_LORA:
+            raise ValueError(_NEEDS_LORA)
         if chosen.distilled:
             model = graph.node(
                 "KiwiEditLoadLoRA", model=model, lora_name=lora_name, strength=strength, mllm_strength=strength

@@ -137,7 +137,11 @@ def room_for(vae) -> float:
         return free
     free -= vae.patcher.model_size() + management.extra_reserved_memory()
     loaded = (model for model in management.loaded_models() if model is not None)
-    return free + sum(model.loaded_size() for model in loaded if model.load_device == vae.device)
+    return free + sum(
+        model.loaded_size()
+        for model in loaded
+        if model.load_device == vae.device and (model.offload_device != vae.device or model is vae.patcher)
+    )
 
 
 def _check_video(vae) -> None:

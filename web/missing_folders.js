@@ -4,6 +4,7 @@
 import { app } from "../../scripts/app.js";
 
 const NANO = "kiwi-edit-nano/";
+const told = new Set(); // a graph is configured anew with every undo and change of tabs
 
 function* nodes(graph) {
     yield* graph._nodes;
@@ -29,7 +30,10 @@ app.registerExtension({
             }
         }
         const chinese = app.extensionManager.setting.get("Comfy.Locale") === "zh";
+        for (const name of told) if (!missing.has(name)) told.delete(name);
         for (const { name, url, directory } of missing.values()) {
+            if (told.has(name)) continue;
+            told.add(name);
             const folder = `models/${directory}/${name}`;
             app.extensionManager.toast.add({
                 severity: "warn",
@@ -40,6 +44,7 @@ app.registerExtension({
         if (standsIn)
             app.extensionManager.toast.add({
                 severity: "info",
+                life: 15000,
                 summary: chinese ? "已选择玩具模型" : "The toy model is chosen",
                 detail: chinese
                     ? "kiwi-edit-nano 随节点包附带，只认识 64 x 64 的彩色形状。"

@@ -233,8 +233,8 @@ def write(parts: Parts, folder: str | os.PathLike) -> None:
     files.save_texts(texts, folder)
 
 
-def comfyui_dit(folder: str | os.PathLike) -> dict[str, torch.Tensor]:
+def comfyui_dit(folder: str | os.PathLike, open_file: files.OpenFile = files.load_tensors) -> dict[str, torch.Tensor]:
     """The folder's DiT and embedders as a ComfyUI single file would hold them."""
-    dit, _, source, reference, first = read_dit(folder)
+    dit, _, source, reference, first = read_dit(folder, open_file)
     tensors = {dit_keys.to_original(name): tensor for name, tensor in dit.items()}
     return dit_keys.join_embedders(tensors, source, reference, first)

@@ -136,6 +136,13 @@ def test_without_a_language_model_its_phase_is_left_out(nodes, bf16):
     assert "sample" in text
 
 
+def test_what_runs_on_the_cpu_is_told_so(nodes, bf16):
+    """As the language model does on a Mac, and the VAE with --cpu-vae: RAM is no card."""
+    text, fits = estimate(nodes, bf16, 0)
+    assert fits and len(re.findall(r"^(?:encode|mllm|sample|decode) .*on the CPU", text, re.M)) == 4
+    assert "on the CPU" not in estimate(nodes, bf16, 80)[0]
+
+
 def test_the_report_is_shown_on_the_node(nodes, bf16):
     output = nodes.KiwiEditEstimate.execute(bf16.model, bf16.vae, 1290, 710, 80, 0, 8.0, 81)
     assert output.ui.as_dict() == {"text": (output.result[0],)}

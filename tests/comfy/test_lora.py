@@ -311,6 +311,37 @@ def test_partially_loaded_is_fully_loaded(load, run, apply, weights, share):
         same(run(part, loading=False), run(load(merged)[0]))
 
 
+@pytest.mark.parametrize("share", [0, 0.3, 0.7, 1])
+def test_norms_of_the_language_model_are_patched_however_much_of_it_is_loaded(load, apply, weights, share):
+    """They are none of ComfyUI's layers, which its loading passes over once the room is used up."""
+    name = "model.layers.1.post_attention_layernorm.weight"
+    whole, change = doubled(weights, name)
+    plain = load()
+    changed = apply(plain, {f"text_encoders.{name.removesuffix('.weight')}.diff": change})
+    for part, expected in ((changed, whole), (plain, weights[name]), (changed, whole)):
+        load_share(part[1].patcher, share)
+        torch.testing.assert_close(comfy.utils.get_attr(part[1].patcher.model, name), expected)
+
+
+@pytest.mark.parametrize("moved", ["whole", "dynamically"])
+def test_a_merge_after_a_lora_leaves_buffers_what_they_are(load, apply, weights, monkeypatch, moved):
+    """A merging node patches all that a model's state has, the mark of a reference's place too."""
+    models = [load()[0] for _ in range(2)]
+    if moved == "dynamically":
+        models = [dynamic(model, monkeypatch) for model in models]
+    name = "blocks.1.modulation"
+    whole, change = doubled(weights, name)
+    (changed,) = apply((models[0],), {f"diffusion_model.{name}.diff": change})
+    merged = changed.clone()
+    for key, patch in models[1].get_key_patches("diffusion_model.").items():
+        merged.add_patches({key: patch}, 0.5, 0.5)
+    for model, expected in ((merged, (whole + weights[name]) / 2), (merged, (whole + weights[name]) / 2),
+                            (models[0], weights[name])):  # fmt: skip
+        model.load(model.load_device) if moved == "dynamically" else model.partially_load(model.load_device, 1e10)
+        assert "ref_pad_first" in model.model.diffusion_model._buffers
+        torch.testing.assert_close(comfy.utils.get_attr(model.model, f"diffusion_model.{name}"), expected)
+
+
 def dynamic(patcher, monkeypatch):
     """The patcher that ComfyUI takes on a card with dynamic VRAM; its own constructor refuses to on a CPU."""
     kind = comfy.model_patcher.ModelPatcherDynamic
@@ -394,7 +425,7 @@ def test_all_of_a_lora_says_nothing(base, apply, weights, caplog):
     pairs = lora_files.pairs(weights, lora_files.DIT[:3])
     with caplog.at_level(logging.WARNING):
         apply(base[:1], FORMS["peft"].file(pairs))
-    assert not caplog.records
+    assert not [record for record in caplog.records if "does not say its alpha" not in record.message]
 
 
 def test_the_warning_stands_on_the_node(node, base, saved, weights, monkeypatch):

@@ -80,6 +80,26 @@ def test_context_equals_transformers(node, library, loaded, edit, rounding, reco
     torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
 
 
+def test_without_pytorchs_attention_scores_are_not_held_at_once(node, library, loaded, monkeypatch):
+    """A picture of 12 MP would have 461 GiB of them."""
+    if comfy.model_management.pytorch_attention_enabled():
+        monkeypatch.setattr(comfy.model_management, "pytorch_attention_enabled", lambda: False)
+    used, choose = [], node.optimized_attention_for_device
+    monkeypatch.setattr(
+        node, "optimized_attention_for_device", lambda *args, **kwargs: used.append(kwargs) or choose(*args, **kwargs)
+    )
+    for edit in edits().values():
+        expected = node.encode(*loaded, *edit)
+        assert used and all(kwargs["small_input"] for kwargs in used)
+        used.clear()
+        with monkeypatch.context() as small:
+            small.setattr(node, "_SMALL", 0)
+            got = node.encode(*loaded, *edit)
+        assert not any(kwargs["small_input"] for kwargs in used) and {kwargs["mask"] for kwargs in used} >= {False}
+        torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
+        used.clear()
+
+
 def golden_edits():
     inputs = {name: frames.numpy() for name, frames in load_file(GOLDEN / "mllm" / "inputs.safetensors").items()}
     source = inputs["source_frames"]

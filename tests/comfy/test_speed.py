@@ -1,6 +1,7 @@
 """Speed presets, made of ComfyUI's own nodes."""
 
 import copy
+from types import SimpleNamespace
 
 import edit_graph
 import pytest
@@ -114,6 +115,15 @@ def test_other_presets_leave_the_lora_out(graph, lora):
         graph.latents(with_preset(graph.prompt(), FAST, lora_name=lora)),
         graph.latents(with_preset(graph.prompt(), FAST)),
     )
+
+
+def test_a_linked_lora_is_taken_and_a_linked_preset_is_checked_in_the_run(pack):
+    node = pack.nodes.speed.KiwiEditSpeed
+    assert node.validate_inputs(preset=FEW, lora_name=None) is True  # a link
+    assert node.validate_inputs(preset=None) is True
+    model = SimpleNamespace(model=object.__new__(pack.nodes.dit.KiwiWan))
+    with pytest.raises(ValueError, match="needs a step-distilled LoRA"):
+        node.execute(model, FEW)
 
 
 @pytest.mark.parametrize(
