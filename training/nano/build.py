@@ -64,7 +64,7 @@ class Plan:
     """Of its decoder alone, after that."""
     language_steps: int = 2500
     backbone_steps: int = 1500
-    stage_steps: tuple[int, int, int] = (200, 1200, 5000)
+    stage_steps: tuple[int, int, int] = (200, 1200, 11_000)
     rows: tuple[int, int, int, int] = (12_000, 6500, 6500, 5000)
     """Of each of :data:`training.nano.rows.KINDS`."""
 
