@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -88,9 +89,9 @@ def download(
 
     hub = _Hub(name, revision, endpoint)
     listed, commit = hub.list_files(files)
-    (folder / STATE).mkdir(parents=True, exist_ok=True)
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # not in a folder that may never be
     try:
-        with FileLock(folder / STATE / "lock", timeout=0):
+        with FileLock(Path(tempfile.gettempdir()) / f"kiwi-edit-{place}.lock", timeout=0):
             _bring(hub, folder, listed, commit, known, given, wanted, verify)
     except Timeout:
         raise OSError(f"Another download into {folder} is running; wait for it.") from None
