@@ -84,7 +84,9 @@ def load_video(path: str | os.PathLike, max_frames: int | None = None, backgroun
     Raises FileNotFoundError for a missing file, ValueError for one that cannot be read or has no frames.
     """
     path = _checked_file(path)
-    frames, frame_rate = _read_picture(path, max_frames, background) or _read_stream(path, max_frames, background)
+    frames, frame_rate = _read_picture(path, max_frames, background) or _read_stream(
+        path, max_frames, background
+    )
     return Clip(frames, frame_rate, path)
 
 

@@ -167,9 +167,7 @@ def patchify(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if len(pixels) % TEMPORAL_PATCH_SIZE:
         pixels = torch.cat([pixels, pixels[-1:]])
     time, rows, columns = (
-        len(pixels) // TEMPORAL_PATCH_SIZE,
-        pixels.shape[2] // PATCH_SIZE,
-        pixels.shape[3] // PATCH_SIZE,
+        len(pixels) // TEMPORAL_PATCH_SIZE, pixels.shape[2] // PATCH_SIZE, pixels.shape[3] // PATCH_SIZE
     )
     patches = pixels.reshape(
         time, TEMPORAL_PATCH_SIZE, 3, rows // MERGE_SIZE, MERGE_SIZE, PATCH_SIZE,
@@ -398,3 +396,5 @@ def load_tokenizer(tokenizer_json: str) -> Tokenizer:
     if tokenizer.token_to_id(QUERY_TOKEN) is None:
         raise ValueError("This is not a Qwen2.5-VL tokenizer (<|object_ref_start|> is missing); use the model's own.")
     return tokenizer
+
+

@@ -112,7 +112,9 @@ def encode(
     if frames == 0:
         raise ValueError("The clip has no frames; give at least one.")
     if height < factor or width < factor or height % factor or width % factor:
-        raise ValueError(f"The VAE cannot encode frames of {height} x {width}; make both sides multiples of {factor}.")
+        raise ValueError(
+            f"The VAE cannot encode frames of {height} x {width}; make both sides multiples of {factor}."
+        )
 
     def read(rows: slice, columns: slice) -> Iterator[torch.Tensor]:
         return _encode_frames(vae, video[..., scaled(rows, factor), scaled(columns, factor)], device)

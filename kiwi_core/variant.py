@@ -34,7 +34,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """ "5B" (Wan2.2-TI2V-5B), "14B" (Wan2.1-T2V-14B), or "custom"."""
+        """"5B" (Wan2.2-TI2V-5B), "14B" (Wan2.1-T2V-14B), or "custom"."""
         return _NAMES.get((self.dim, self.num_layers, self.latent_channels), "custom")
 
     @property

@@ -169,7 +169,9 @@ class KiwiWan(comfy.model_base.WAN21):
     """
 
     def __init__(self, model_config, model_type=comfy.model_base.ModelType.FLOW, device=None):
-        super(comfy.model_base.WAN21, self).__init__(model_config, model_type, device=device, unet_model=KiwiWanModel)
+        super(comfy.model_base.WAN21, self).__init__(
+            model_config, model_type, device=device, unet_model=KiwiWanModel
+        )
         self.image_to_video = False
         self.memory_usage_factor_conds = ("reference_latents",)
 

@@ -237,7 +237,9 @@ def load_connector(state_dict: Mapping[str, torch.Tensor]) -> KiwiConnector:
     """
     weights = dict(state_dict)
     limits = {name: int(weights.pop(name)) for name in LIMITS if name in weights}
-    model = DualConnector(**DualConnector.sizes_from(weights), linear=comfy.ops.manual_cast.Linear, device="meta")
+    model = DualConnector(
+        **DualConnector.sizes_from(weights), linear=comfy.ops.manual_cast.Linear, device="meta"
+    )
     missing, _ = model.load_state_dict(weights, strict=False, assign=True)
     if missing:
         raise ValueError(f"The connector file is incomplete ({missing[0]} is missing); download it again.")
@@ -252,7 +254,9 @@ def _patcher(model: torch.nn.Module, dtype: torch.dtype) -> comfy.model_patcher.
     if not comfy.model_management.supports_cast(load_device, dtype):
         load_device = offload_device
     comfy.model_management.archive_model_dtypes(model)
-    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        model, load_device=load_device, offload_device=offload_device
+    )
     patcher.set_model_compute_dtype(torch.float32)
     patcher.is_clip = True
     return patcher

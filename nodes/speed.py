@@ -85,7 +85,9 @@ class KiwiEditSpeed(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model, preset, lora_name=NO_LORA, strength=1.0, lora_steps=4, cache=CACHES[0]) -> io.NodeOutput:
+    def execute(
+        cls, model, preset, lora_name=NO_LORA, strength=1.0, lora_steps=4, cache=CACHES[0]
+    ) -> io.NodeOutput:
         dit.check_kiwi(model)
         chosen, graph = PRESETS[preset], GraphBuilder()
         steps = lora_steps if chosen.distilled else chosen.steps

@@ -115,7 +115,9 @@ def new_embedder(dim: int, channels: int) -> dict[str, torch.Tensor]:
 def limits(architecture: str, tokens_per_second: int = 2) -> VisionLimits:
     """What the language model of a new model is shown."""
     frame = dict(zip(("min_pixels_per_frame", "max_pixels_per_frame"), _FRAME_PIXELS.get(architecture, ())))
-    return VisionLimits(max_object_token=MAX_OBJECT_TOKEN[architecture], tokens_per_second=tokens_per_second, **frame)
+    return VisionLimits(
+        max_object_token=MAX_OBJECT_TOKEN[architecture], tokens_per_second=tokens_per_second, **frame
+    )
 
 
 def meta_parts(architecture: str) -> Parts:
@@ -143,3 +145,5 @@ def meta_parts(architecture: str) -> Parts:
         tokenizer=tokenizer.to_str(),
         limits=limits(architecture),
     )
+
+

@@ -379,7 +379,9 @@ class _Run:
             yield
 
     def _samples(self, rows: dict, count: int | None = None) -> Iterator[loader.Sample]:
-        return validation.samples(rows, self.rules, self.cache, self.config.reference_scales, count, self._tell)
+        return validation.samples(
+            rows, self.rules, self.cache, self.config.reference_scales, count, self._tell
+        )
 
     def _validate(self) -> dict:
         self.forward.eval()

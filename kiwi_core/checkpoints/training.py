@@ -107,7 +107,9 @@ def read(
     """
     given = split(open_file(checkpoint))
     if not given["connector"]:
-        raise ValueError(f"{checkpoint} is no Kiwi-Edit training checkpoint (mllm.connetor.* is missing); choose one.")
+        raise ValueError(
+            f"{checkpoint} is no Kiwi-Edit training checkpoint (mllm.connetor.* is missing); choose one."
+        )
     if not given["source"]:
         raise ValueError(f"{checkpoint} is of stage 1, which cannot edit yet; use one of stage 2 or 3.")
     base = load_base(model, open_file) if model is not None else {}

@@ -171,7 +171,8 @@ def vae_config(
     base_dim = shape("encoder.conv1.weight")[0]
     last = layout.blocks - 1
     dim_mult = [
-        shape(f"{encoder_part(stage, last)}.residual.6.weight")[0] // base_dim for stage in range(layout.stages)
+        shape(f"{encoder_part(stage, last)}.residual.6.weight")[0] // base_dim
+        for stage in range(layout.stages)
     ]
     resampled = range(layout.stages - 1)
     temporal = [f"{encoder_part(stage, layout.blocks)}.time_conv.weight" in state_dict for stage in resampled]

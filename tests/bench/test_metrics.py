@@ -87,7 +87,9 @@ def test_every_number_has_a_name_and_goes_through_json(values, category):
 
 def test_the_same_files_give_the_same_numbers(values):
     edit, source, target = drawn("subject_reference", 3)
-    one, other = (values(source, target, "subject", edit.prompt, reference=edit.reference_picture()) for _ in range(2))
+    one, other = (
+        values(source, target, "subject", edit.prompt, reference=edit.reference_picture()) for _ in range(2)
+    )
     assert one == other
 
 
@@ -161,7 +163,9 @@ def test_a_region_that_is_not_given_is_found(values, category):
 @pytest.mark.parametrize("category", CLIPS)
 def test_noise_spoils_preservation_the_more_the_stronger_it_is(values, category):
     edit, source, target = drawn(category, 5)
-    clean, weak, strong = (values(source, noisy(target, sigma), category, edit.prompt) for sigma in (0, 6, 20))
+    clean, weak, strong = (
+        values(source, noisy(target, sigma), category, edit.prompt) for sigma in (0, 6, 20)
+    )
     for name in ("preservation_psnr", "preservation_ssim"):
         assert clean[name] > weak[name] > strong[name]
     assert 20 < strong["preservation_psnr"] < 27  # 20 log10(255 / 20) is 22

@@ -273,7 +273,9 @@ def test_stock_sampling_equals_the_library(dit, models, library, sample, cfg, re
     noise, context, negative = sample.x[:1], sample.context[:1], sample.context[1:]
     references = list(sample.reference.split(1, dim=2))
     given = dict(source=to_raw(sample.source[:1]), references=[to_raw(reference) for reference in references])
-    got = sampled(patcher, noise, conditioning_of(dit, context, **given), conditioning_of(dit, negative, **given), cfg)
+    got = sampled(
+        patcher, noise, conditioning_of(dit, context, **given), conditioning_of(dit, negative, **given), cfg
+    )
     expected = euler(library, noise, context, sample.source[:1], sample.reference, cfg=cfg, negative=negative)
     difference = largest_difference(patcher.model.process_latent_in(got), expected)
     record_property("largest_difference", difference)
@@ -384,7 +386,9 @@ def predict_all(predict, model, sample, dtype=torch.float32):
     return predict(model, x, sample.sigma, context, source, reference)
 
 
-@pytest.mark.parametrize("dtype, allowed", [(torch.bfloat16, 0.03), (torch.float16, 0.03), (torch.float8_e4m3fn, 0.1)])
+@pytest.mark.parametrize(
+    "dtype, allowed", [(torch.bfloat16, 0.03), (torch.float16, 0.03), (torch.float8_e4m3fn, 0.1)]
+)
 def test_other_dtypes(library, sample, dtype, allowed, record_property):
     patcher = load(single_file(library), dtype)
     assert patcher.model.diffusion_model.blocks[0].ffn[0].weight.dtype == dtype

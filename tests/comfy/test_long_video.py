@@ -346,9 +346,13 @@ def long_prompt(graph, **sampler):
 def test_401_frames_run_from_end_to_end(graph):
     prompt = long_prompt(graph)
     prompt["decoded"] = node("VAEDecode", samples=["sampled", 0], vae=["vae", 0])
-    prompt["matched"] = node("KiwiEditMatchColours", frames=["decoded", 0], source=["prepared", 0], strength=1.0)
+    prompt["matched"] = node(
+        "KiwiEditMatchColours", frames=["decoded", 0], source=["prepared", 0], strength=1.0
+    )
     prompt["finished"] = node("KiwiEditFinishVideo", frames=["matched", 0], original=["video", 0])
-    prompt["saved"] = node("SaveVideo", video=["finished", 0], filename_prefix="long", format="mp4", codec="h264")
+    prompt["saved"] = node(
+        "SaveVideo", video=["finished", 0], filename_prefix="long", format="mp4", codec="h264"
+    )
     values = []
 
     def listen(kind, data):

@@ -44,7 +44,8 @@ def library():
         parameter.data = torch.randn_like(parameter) * spread + ("norm" in name or "ln_q" in name)
     encoder.eval().requires_grad_(False)
     weights = {
-        name.replace("language_model.", "model."): tensor.clone() for name, tensor in encoder.model.state_dict().items()
+        name.replace("language_model.", "model."): tensor.clone()
+        for name, tensor in encoder.model.state_dict().items()
     }
     files = mllm_file(weights, config, TOKENIZER), connector_file(connector.state_dict(), LIMITS)
     return SimpleNamespace(encoder=encoder, files=files)
@@ -58,7 +59,9 @@ def loaded(node, library):
 def edits():
     """prompt, frames, reference of each mode."""
     generator = np.random.default_rng(0)
-    frames, reference = (generator.integers(0, 256, size, dtype=np.uint8) for size in ((5, 64, 96, 3), (80, 56, 3)))
+    frames, reference = (
+        generator.integers(0, 256, size, dtype=np.uint8) for size in ((5, 64, 96, 3), (80, 56, 3))
+    )
     return {
         "image": ("Make the sky red.", frames[:1], None),
         "video": ("Remove the dog.", frames, None),
@@ -101,7 +104,9 @@ def test_without_pytorchs_attention_scores_are_not_held_at_once(node, library, l
 
 
 def golden_edits():
-    inputs = {name: frames.numpy() for name, frames in load_file(GOLDEN / "mllm" / "inputs.safetensors").items()}
+    inputs = {
+        name: frames.numpy() for name, frames in load_file(GOLDEN / "mllm" / "inputs.safetensors").items()
+    }
     source = inputs["source_frames"]
     big = inputs["big_frames_before_repeat"].repeat(8, axis=1).repeat(8, axis=2)
     return {
@@ -118,7 +123,8 @@ def golden_edits():
 def released(node):
     """The goldens' own model, whose heads are 16 wide."""
     weights, connector = (
-        load_file(RELEASE / "mllm_encoder" / f"{name}.safetensors") for name in ("model", "diffusion_pytorch_model")
+        load_file(RELEASE / "mllm_encoder" / f"{name}.safetensors")
+        for name in ("model", "diffusion_pytorch_model")
     )
     model = node.load_mllm(mllm_file(weights, CONFIG, TOKENIZER))
     return model, node.load_connector(connector_file(connector, LIMITS))
@@ -150,7 +156,9 @@ def quantised(weights):
 
 
 def in_bfloat16(weights):
-    return {name: weight.bfloat16() if weight.is_floating_point() else weight for name, weight in weights.items()}
+    return {
+        name: weight.bfloat16() if weight.is_floating_point() else weight for name, weight in weights.items()
+    }
 
 
 @pytest.mark.parametrize("convert, allowed", [(in_bfloat16, 0.02), (quantised, 0.2)])

@@ -33,7 +33,9 @@ def test_the_pack_loads_without_a_word_in_the_log(server):
 
 
 def test_the_pack_needs_no_diffusers(server):
-    done = subprocess.run([sys.executable, "-c", "import diffusers"], env=server.env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import diffusers"], env=server.env, capture_output=True, text=True
+    )
     assert "diffusers is broken here" in done.stderr  # so it is for the server, see conftest.py
     assert "diffusers is broken here" not in server.log
 

@@ -387,7 +387,9 @@ def test_a_stage_2_checkpoint_edits_but_refuses_a_reference(checkpoint):
 
 
 def test_a_stage_1_checkpoint_is_refused(checkpoint):
-    paths = checkpoint(lambda tensors: {name: tensor for name, tensor in tensors.items() if name.startswith("mllm.")})
+    paths = checkpoint(
+        lambda tensors: {name: tensor for name, tensor in tensors.items() if name.startswith("mllm.")}
+    )
     with pytest.raises(ValueError, match="is of stage 1, which cannot edit yet; use one of stage 2 or 3"):
         training.read(**paths)
 

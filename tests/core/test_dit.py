@@ -70,7 +70,9 @@ def test_bfloat16_is_as_published(case, index):
     output = predict(golden.dit_modules(torch.bfloat16), case, index, "b2", torch.bfloat16)
     for flavour in ("out", "out_diffsynth"):
         golden.assert_close_bf16("dit bfloat16", output, OUTPUTS[f"bf16.{flavour}.{case}.t{index}"])
-    exact, rounded = (golden.relative_rms(output, OUTPUTS[f"out.{case}.t{index}.{variant}"]) for variant in ("a", "b2"))
+    exact, rounded = (
+        golden.relative_rms(output, OUTPUTS[f"out.{case}.t{index}.{variant}"]) for variant in ("a", "b2")
+    )
     assert rounded < exact / 2
 
 

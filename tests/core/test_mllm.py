@@ -261,7 +261,9 @@ def random_frames(count, height, width, seed=0):
 
 
 @pytest.mark.parametrize("reference", [None, (30, 90)])
-@pytest.mark.parametrize("count, height, width", [(1, 31, 57), (2, 20, 200), (5, 300, 41), (8, 64, 64), (17, 33, 77)])
+@pytest.mark.parametrize(
+    "count, height, width", [(1, 31, 57), (2, 20, 200), (5, 300, 41), (8, 64, 64), (17, 33, 77)]
+)
 def test_any_clip_makes_a_consistent_sequence(tokenizer, count, height, width, reference):
     picture = random_frames(1, *reference)[0] if reference else None
     numbers = {"image": 3, "video": 11, "ref": 7}
@@ -302,7 +304,9 @@ def test_any_clip_makes_a_consistent_sequence(tokenizer, count, height, width, r
 def test_positions_are_those_of_transformers_4(encoder, tokens_per_second, count, height, width, reference):
     picture = random_frames(1, *reference)[0] if reference else None
     frames, limits = random_frames(count, height, width), mllm.VisionLimits(131072, 16, tokens_per_second)
-    inputs = mllm.build_inputs(encoder.tokenizer, "Make it red.", frames, picture, golden.CONFIG["nq"], limits)
+    inputs = mllm.build_inputs(
+        encoder.tokenizer, "Make it red.", frames, picture, golden.CONFIG["nq"], limits
+    )
     config = Qwen2_5_VLConfig(**encoder.qwen_config)
     config.vision_config.tokens_per_second = tokens_per_second
     with torch.device("meta"):

@@ -124,7 +124,9 @@ def test_decode(case):
 
 def test_tiled(case):
     seen = []
-    case.check(kiwi_vae.encode(case.vae, case.clip, case.tile, lambda *step: seen.append(step)), "tiled_encode")
+    case.check(
+        kiwi_vae.encode(case.vae, case.clip, case.tile, lambda *step: seen.append(step)), "tiled_encode"
+    )
     assert seen == [(index, 9) for index in range(1, 10)]
     video = kiwi_vae.decode(case.vae, case.latents, case.tile)
     case.check(video[:, :, [0, 1, -1]], "tiled_decode_first2_last1")
@@ -150,7 +152,9 @@ def test_samples_of_a_batch_do_not_mix(case):
     both = torch.cat([case.clip, case.clip.flip(-1)])
     latents = kiwi_vae.encode(case.vae, both, case.tile)
     case.check(latents[:1], "tiled_encode")
-    torch.testing.assert_close(latents[1:], kiwi_vae.encode(case.vae, case.clip.flip(-1), case.tile), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        latents[1:], kiwi_vae.encode(case.vae, case.clip.flip(-1), case.tile), atol=1e-5, rtol=0
+    )
     video = kiwi_vae.decode(case.vae, torch.cat([case.latents, -case.latents]))
     case.check(video[:1], "decode")
 
@@ -184,7 +188,9 @@ def test_bfloat16_with_the_rounding_of_the_reference(case, monkeypatch):
     def attend(query, key, value):
         scores = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
         weights = (scores - scores.amax(-1, keepdim=True)).exp()
-        return (weights.to(value.dtype).float() @ value.float() / weights.sum(-1, keepdim=True)).to(value.dtype)
+        return (weights.to(value.dtype).float() @ value.float() / weights.sum(-1, keepdim=True)).to(
+            value.dtype
+        )
 
     monkeypatch.setattr(autoencoder_kl_wan.WanRMS_norm, "forward", normalise)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
@@ -219,9 +225,13 @@ def test_released_folder():
     golden = load_file(GOLDEN / "e2e" / "golden.safetensors")
     frames = load_file(GOLDEN / "e2e" / "inputs.safetensors")["source_frames"]
     clip = (frames.float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
-    torch.testing.assert_close(kiwi_vae.encode(vae, clip), golden["video.f32.source_latents"], atol=ATOL, rtol=0)
+    torch.testing.assert_close(
+        kiwi_vae.encode(vae, clip), golden["video.f32.source_latents"], atol=ATOL, rtol=0
+    )
     video = kiwi_vae.decode(vae, golden["video.f32.latents_per_step"][-1])
-    torch.testing.assert_close(video[:, :, [0, 1, -1]], golden["video.f32.decoded_first2_last1"], atol=ATOL, rtol=0)
+    torch.testing.assert_close(
+        video[:, :, [0, 1, -1]], golden["video.f32.decoded_first2_last1"], atol=ATOL, rtol=0
+    )
 
     bf16 = kiwi_vae.load_vae(weights, config["latents_mean"], config["latents_std"], torch.bfloat16)
     assert relative_rms(kiwi_vae.encode(bf16, clip), golden["video.bf16.source_latents"]) < BF16_RMS

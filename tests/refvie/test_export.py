@@ -366,7 +366,7 @@ def test_quotas(found, balance, limit, expected):
 def test_a_share_of_the_instructions_leaves_to_the_picture_what_it_would_name(own, tmp_path):
     book, given = own
     book.db.execute(  # "Do 4." is about "4"
-        'UPDATE results SET "values" = json_set("values", \'$.name\', CAST(sample - 1 AS TEXT))'
+        "UPDATE results SET \"values\" = json_set(\"values\", '$.name', CAST(sample - 1 AS TEXT))"
         " WHERE stage = 'locate'"
     )
     found = []

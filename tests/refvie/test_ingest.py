@@ -300,7 +300,7 @@ def test_text_in_parquet_that_is_none(tmp_path):
 
 
 def test_lines_of_a_csv_that_are_not_utf_8(tmp_path):
-    data = b'src_video,tgt_video,prompt\na.mp4,b.mp4,Rain.\na.mp4,b.mp4,Gr\xf6\xdfer\na.mp4,b.mp4,"Two\nlin\xe9s"\n'
+    data = b"src_video,tgt_video,prompt\na.mp4,b.mp4,Rain.\na.mp4,b.mp4,Gr\xf6\xdfer\na.mp4,b.mp4,\"Two\nlin\xe9s\"\n"
     pairs = read(raw(tmp_path / "t.csv", data + b"a.mp4,b.mp4,Sun.\n"))
     assert [pair.prompt for pair in pairs] == ["Rain.", "", "", "Sun."]
     first, second = problems(pairs)[1:3]

@@ -15,7 +15,7 @@ from training.refvie.pages import report, survey
 from training.refvie.pairs.pair import CATEGORIES
 
 COUNT = 110  # every fate with every category, twice
-NASTY = "<script>alert(\"x\")</script><img src=http://evil.example/a.png onerror=alert(1)> & 'so on'"
+NASTY = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)> & \'so on\''
 
 
 @pytest.fixture(scope="module")

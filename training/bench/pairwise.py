@@ -57,7 +57,7 @@ class Outcome:
         return wilson(self.b + self.ties / 2, count)
 
     def text(self) -> str:
-        """ "18% (5 to 47)": how often B wins."""
+        """"18% (5 to 47)": how often B wins."""
         low, high = self.interval()
         return f"{100 * self.rate:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
 

@@ -176,7 +176,9 @@ def fold_statistics(vae: AutoencoderKLWan, mean: torch.Tensor, std: torch.Tensor
     Args:
         mean, std: of the VAE's own latents, ``[z]``.
     """
-    wanted_mean, wanted_std = (torch.tensor(values) for values in (vae_keys.LATENTS_MEAN[16], vae_keys.LATENTS_STD[16]))
+    wanted_mean, wanted_std = (
+        torch.tensor(values) for values in (vae_keys.LATENTS_MEAN[16], vae_keys.LATENTS_STD[16])
+    )
     scale = wanted_std / std
     shift = wanted_mean - mean * scale
     before, after = vae.quant_conv, vae.post_quant_conv

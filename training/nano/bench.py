@@ -160,7 +160,7 @@ def keep_settings(folder: Path, model: str, steps: int) -> None:
 
 
 def rate(results: Sequence[dict], field: str = "success") -> str:
-    """ "92% (80 to 97)" """
+    """"92% (80 to 97)" """
     good, count = sum(result[field] for result in results), len(results)
     if not count:
         return "-"

@@ -55,7 +55,10 @@ def score(edit: Edit, frames: np.ndarray) -> Score:
     if frames.shape != target.shape:
         raise ValueError(f"The edit has shape {frames.shape}, its target {target.shape}; compare like with like.")
     made, region = frames.astype(np.float32), region_of(edit)
-    errors = {name: _frame_errors(made, world.render(scene), region) for name, scene in alternatives(edit)}
+    errors = {
+        name: _frame_errors(made, world.render(scene), region)
+        for name, scene in alternatives(edit)
+    }
     wanted = _frame_errors(made, target, region)
     others = np.stack(list(errors.values()))
     names, totals = list(errors), others.mean(axis=1)

@@ -165,12 +165,12 @@ def _article(word: str) -> str:
 
 
 def name_thing(thing: Thing) -> str:
-    """ "red circle"."""
+    """"red circle"."""
     return f"{thing.colour} {thing.shape}"
 
 
 def name_ground(ground: Ground) -> str:
-    """ "blue striped" or "plain grey"."""
+    """"blue striped" or "plain grey"."""
     return f"plain {ground.colour}" if ground.pattern == "plain" else f"{ground.colour} {ground.pattern}"
 
 
@@ -203,13 +203,13 @@ def outcome(edit: Edit) -> str:
 
 
 def describe_thing(thing: Thing) -> str:
-    """ "a banded red circle"."""
+    """"a banded red circle"."""
     words = name_thing(thing) if thing.texture == "plain" else f"{thing.texture} {name_thing(thing)}"
     return f"{_article(words)} {words}"
 
 
 def describe_ground(ground: Ground) -> str:
-    """ "a blue striped background"."""
+    """"a blue striped background"."""
     return f"{_article(name_ground(ground))} {name_ground(ground)} background"
 
 

@@ -202,7 +202,7 @@ class Ledger:
         """What earlier readings of the same files found: a sample whose files are as they once were has its content,
         also if they were read with other settings then."""
         self.db.execute(
-            "UPDATE samples SET content = coalesce((SELECT json_extract(r.\"values\", '$.content') FROM results r"
+            'UPDATE samples SET content = coalesce((SELECT json_extract(r."values", \'$.content\') FROM results r'
             " WHERE r.stage = ? AND r.sample = number AND r.content = given AND r.status = ?"
             " ORDER BY r.key = ? DESC, r.at DESC LIMIT 1), '') WHERE listed = ?",
             (ingest.name, DONE, ingest.key, self.run),
@@ -314,7 +314,7 @@ class Ledger:
             name = stage.name
             rows = self.db.execute(
                 f'SELECT s.number, "{name}".content, "{name}".artefact FROM samples s {self.join(stage, arguments)}'
-                f' WHERE s.listed = :run AND "{name}".status = :done AND "{name}".artefact <> \'\'',
+                f" WHERE s.listed = :run AND \"{name}\".status = :done AND \"{name}\".artefact <> ''",
                 arguments,
             )
             gone = [row for row in rows if not (self.folder / row[2]).is_file()]
@@ -359,7 +359,7 @@ def broken_bounds(keep: Mapping[str, Bound], arguments: dict) -> dict[str, str]:
     found = {}
     for number, (name, bound) in enumerate(keep.items()):
         stage, _, value = name.partition(".")
-        column, tests = f'json_extract("{stage}"."values", \'$.{value}\')', []
+        column, tests = f"json_extract(\"{stage}\".\"values\", '$.{value}')", []
         for end, sign in (("min", "<"), ("max", ">")):
             if (limit := getattr(bound, end)) is not None:
                 arguments[f"{end}_{stage}_{number}"] = float(limit)

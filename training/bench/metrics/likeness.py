@@ -58,9 +58,9 @@ class Texts:
         longest = model.config.text_config.max_position_embeddings
         # SigLIP has only ever seen texts of one length.
         padding = "max_length" if "siglip" in model.config.model_type else False
-        inputs = self.tokenizer([prompt], padding=padding, truncation=True, max_length=longest, return_tensors="pt").to(
-            model.device
-        )
+        inputs = self.tokenizer(
+            [prompt], padding=padding, truncation=True, max_length=longest, return_tensors="pt"
+        ).to(model.device)
         with torch.inference_mode():
             found = model.get_text_features(**inputs)
         found = found if torch.is_tensor(found) else found.pooler_output

@@ -87,10 +87,8 @@ def _chosen(items: Sequence[Item], scored: dict[str, Scored], shown: int) -> lis
 def _card(runs: Sequence[Run], item: Item, found: dict[str, str], first: Scored | None) -> str:
     views = [_view("source", found.get("source"), "source")]
     if item.reference is not None:
-        shown = (
-            f'<img src="{text(found["reference"])}" alt="reference" loading="lazy">'
-            if "reference" in found
-            else ('<div class="none">gone</div>')
+        shown = f'<img src="{text(found["reference"])}" alt="reference" loading="lazy">' if "reference" in found else (
+            '<div class="none">gone</div>'
         )
         views.append(f"<figure>{shown}<figcaption>reference</figcaption></figure>")
     told = []

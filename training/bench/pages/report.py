@@ -162,7 +162,9 @@ def _table(bench: str, runs: Sequence[Run], judged: Sequence[tuple[Run, Results]
     for run, one in judged:
         kind = {PASSED: "good", NOT_TRUSTED: "failed", NOT_AUDITED: "bound"}[audited(one)]
         share = "" if one.audit is None else f", {100 * one.audit['agreement']:.0f}% in the right order"
-        judge = f'<div class="judge">{text(one.judge)}<br><span class="{kind} small">{audited(one)}{share}</span></div>'
+        judge = (
+            f'<div class="judge">{text(one.judge)}<br><span class="{kind} small">{audited(one)}{share}</span></div>'
+        )
         every = one.overall
         rows.append((
             f"<strong>{text(run.name)}</strong>", '<span class="tag">measured here</span>', judge,
@@ -193,7 +195,9 @@ def _categories(judged: Sequence[tuple[Run, Results]], keys: Sequence[str]) -> s
         ))
         for name in names
     ]  # fmt: skip
-    return f'<div class="card beside">{drawing}<div>{drawings.legend(keys)}{page.table(columns, rows)}</div></div>'
+    return (
+        f'<div class="card beside">{drawing}<div>{drawings.legend(keys)}{page.table(columns, rows)}</div></div>'
+    )
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,9 @@ class Parquet(Writer):
             self._path = self.folder / f"{len(self.files):05d}.parquet"
             how = {name: "none" if name == "ref_image_bytes" else "zstd" for name in self._schema.names}
             plain = [name for name in self._schema.names if name in ("category", "origin")]
-            self._file = pyarrow.parquet.ParquetWriter(self._path, self._schema, compression=how, use_dictionary=plain)
+            self._file = pyarrow.parquet.ParquetWriter(
+                self._path, self._schema, compression=how, use_dictionary=plain
+            )
         self._file.write_table(pyarrow.Table.from_pylist(self._rows, self._schema))
         self._rows, self._bytes = [], 0
 

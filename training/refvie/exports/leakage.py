@@ -123,7 +123,9 @@ def find(book: Ledger, given: Config, benchmark: Benchmark) -> Iterator[tuple[Sa
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes beside Python
         while chunk := list(islice(wanted, _CHUNK)):
             vectors = list(pool.map(lambda one: _vectors(book.folder, one), chunk))
-            digests = [{role: one.values[INGEST][f"{role}_digest"] for role in ("source", "target")} for one in chunk]
+            digests = [
+                {role: one.values[INGEST][f"{role}_digest"] for role in ("source", "target")} for one in chunk
+            ]
             for one, match in zip(chunk, benchmark.matches(digests, vectors)):
                 if match:
                     yield one, match

@@ -75,7 +75,7 @@ def report(book: Ledger, given: Config, path: str | Path, seed: int = 0) -> Path
     body = "\n".join(sections)
     document = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
         "style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>RefVIE: {text(book.folder.resolve().name)}</title><style>{page.STYLE}{_STYLE}</style></head>"

@@ -115,7 +115,7 @@ class Desk:
         """By what people call it, SQL to sort by."""
         found = {"in the order of the tables": "v.number"}
         values = {
-            f"{stage}.{value}": f'json_extract("{stage}"."values", \'$.{value}\')'
+            f"{stage}.{value}": f"json_extract(\"{stage}\".\"values\", '$.{value}')"
             for stage, made in stages.CLASSES.items()
             for value in made.tells
         }
@@ -130,7 +130,9 @@ class Desk:
 
     def asked(self, given: Mapping[str, str]) -> dict[str, str]:
         """The filters that are asked for; what there is not is as if it were not asked."""
-        return {name: given[name] if given.get(name) in known else known[0] for name, known in self.filters.items()}
+        return {
+            name: given[name] if given.get(name) in known else known[0] for name, known in self.filters.items()
+        }
 
     def look(self, asked: dict[str, str], number: int | None) -> tuple[list[Sample], int, int]:
         """The samples of a page, its number and how many pages there are.
