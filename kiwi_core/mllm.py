@@ -306,6 +306,7 @@ def assemble(
     Raises:
         ValueError: a reserved token in the instruction.
     """
+    check_prompt(prompt, allow_empty=True)
     sizes = [int(grid.prod()) // MERGE_SIZE**2 for grid in grids]
     text = chat_text(prompt, mode, num_queries, sizes)
     input_ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False).ids])

@@ -85,12 +85,10 @@ def assemble(
         down, across = (_ramp(*axis, factor, device) for axis in zip(part, frame, border))
         weight = torch.minimum(down[:, None], across)
         total[window] += weight
-        there = None
         start = 0
         for frames in read(*part):
             stop = start + frames.shape[2]
-            there = weight.to(frames.device) if there is None else there
-            canvas[window][:, :, start:stop] += (frames * there).to(device)
+            canvas[window][:, :, start:stop] += (frames * weight.to(frames.device)).to(device)
             start = stop
         if progress is not None:
             progress(index, len(parts))

@@ -65,7 +65,12 @@ def default_tile(vae: AutoencoderKLWan, height: int, width: int) -> Tile | None:
 
 def pixels(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
     """uint8 ``[B, T, H, W, 3]`` to what :func:`encode` takes: float32 ``[B, 3, T, H, W]`` in -1..1."""
-    return torch.as_tensor(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    return _centred(torch.as_tensor(frames).permute(0, 4, 1, 2, 3))
+
+
+def _centred(levels: torch.Tensor) -> torch.Tensor:
+    """uint8 to float32 in -1..1."""
+    return levels.float() / 127.5 - 1
 
 
 def normalize(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
@@ -184,7 +189,7 @@ def _encode_frames(vae: AutoencoderKLWan, video: torch.Tensor, device: torch.dev
     cache, group = _feature_cache(vae.encoder), vae.config.scale_factor_temporal
     for stop in range(1, video.shape[2] + 1, group):
         frames = video[:, :, max(0, stop - group) : stop].to(device)
-        frames = (frames.float() / 127.5 - 1 if frames.dtype == torch.uint8 else frames).to(vae.dtype)
+        frames = (_centred(frames) if frames.dtype == torch.uint8 else frames).to(vae.dtype)
         if vae.config.patch_size is not None:
             frames = patchify(frames, vae.config.patch_size)
         hidden = vae.encoder(frames, feat_cache=cache, feat_idx=[0])

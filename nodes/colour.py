@@ -1,13 +1,12 @@
 """Long edits with the colours of their source."""
 
-import comfy.model_management
-import comfy.utils
 import torch
 from comfy_api.latest import io
 
 from ..kiwi_core import colour, masks
 from .images import to_uint8
 from .mask import is_masked
+from .progress import per_frame
 
 
 class KiwiEditMatchColours(io.ComfyNode):
@@ -38,11 +37,10 @@ class KiwiEditMatchColours(io.ComfyNode):
         if mask is not None:
             mask = masks.fit(is_masked(mask), min(len(frames), len(source)), spare=masks.SPARE)
 
-        progress = comfy.utils.ProgressBar(len(frames))
+        frame_done = per_frame(len(frames))
 
         def pair(index):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            progress.update(1)
+            frame_done()
             last = min(index, len(source) - 1)
             return to_uint8(frames[index : index + 1])[0], to_uint8(source[last : last + 1])[0]
 

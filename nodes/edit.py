@@ -7,7 +7,7 @@ from ..kiwi_core import geometry, masks
 from . import loaders
 from .encode import KiwiEditEncodeInstruction
 from .loaders import KiwiConnector, KiwiMLLM
-from .video import original_size
+from .video import original_size_input
 
 NOTHING_HERE = "(no downloaded model)"
 
@@ -103,7 +103,7 @@ class KiwiEditEditVideo(io.ComfyNode):
                     "mask", optional=True, raw_link=True,
                     tooltip="Where to edit; everything outside stays the source's own.",
                 ),
-                original_size(),
+                original_size_input(),
             ],
             outputs=[
                 io.Video.Output(tooltip="With the frame rate and sound of the original."),

@@ -1,28 +1,16 @@
 """Where to edit: a mask for sampling, and the edit put back into the untouched source."""
 
-import comfy.model_management
-import comfy.utils
 import torch
 from comfy_api.latest import io
 
 from ..kiwi_core import geometry, masks
 from .images import check_length, from_uint8, to_uint8
+from .progress import per_frame
 
 
 def is_masked(mask: torch.Tensor) -> torch.Tensor:
     """bool ``[T, H, W]`` of a MASK."""
     return (mask[None] if mask.ndim == 2 else mask).cpu() >= 0.5
-
-
-def _progress(total: int):
-    """Called once a frame: shows it on the node, and ends with it when the run is cancelled."""
-    bar = comfy.utils.ProgressBar(total)
-
-    def frame_done() -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update(1)
-
-    return frame_done
 
 
 class KiwiEditMask(io.ComfyNode):
@@ -54,7 +42,7 @@ class KiwiEditMask(io.ComfyNode):
             raise ValueError("This latent is not of a video model; connect the latent of Source Video (Kiwi-Edit).")
         frames, height, width = latent["samples"].shape[2:]
         mask = masks.fit(is_masked(mask), 4 * frames - 3, spare=masks.SPARE)
-        cells = masks.latent_mask(mask, frames, height, width, grow, _progress(len(mask)))
+        cells = masks.latent_mask(mask, frames, height, width, grow, per_frame(len(mask)))
         return io.NodeOutput({**latent, "noise_mask": cells.float()})
 
 
@@ -90,7 +78,7 @@ class KiwiEditComposite(io.ComfyNode):
         mask = masks.fit(is_masked(mask), count, spare=masks.SPARE)
         result = source[:count, ..., :3].clone()
         height, width = result.shape[1:3]
-        frame_done = _progress(count)
+        frame_done = per_frame(count)
         for target, frame, alpha in zip(result, frames, masks.alphas(mask, count, height, width, feather)):
             if frame.shape[:2] != (height, width):
                 frame = from_uint8(geometry.resize_frames(to_uint8(frame[None]), height, width))[0]

@@ -101,12 +101,8 @@ def _stop_if_cancelled(*_) -> None:
 
 def _attention(device: torch.device, tokens: int, heads: int, mask: bool):
     """The way to attend to so many tokens at once; the one for small inputs may hold all scores, twice in float32."""
-    small = comfy.model_management.pytorch_attention_enabled() or _score_bytes(tokens, heads) <= _SMALL
+    small = comfy.model_management.pytorch_attention_enabled() or 2 * 4 * heads * tokens**2 <= _SMALL
     return optimized_attention_for_device(device, mask=mask, small_input=small)
-
-
-def _score_bytes(tokens: int, heads: int) -> int:
-    return 2 * 4 * heads * tokens**2
 
 
 def _attend_in_parts(layer, args, kwargs):

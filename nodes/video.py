@@ -4,13 +4,13 @@ import logging
 from fractions import Fraction
 
 import comfy.model_management
-import comfy.utils
 import torch
 from comfy_api.latest import Input, InputImpl, Types, io
 
 from ..kiwi_core import geometry, media
 from . import footage
 from .images import check_length, from_uint8, to_uint8
+from .progress import per_frame
 
 CATEGORY = "video/kiwi-edit"
 logger = logging.getLogger(__name__)
@@ -18,14 +18,13 @@ logger = logging.getLogger(__name__)
 
 def _resized(target: torch.Tensor, source: torch.Tensor) -> None:
     """Fill frames with others of any size, one by one: a long clip is here twice at most."""
-    progress = comfy.utils.ProgressBar(len(target))
+    frame_done = per_frame(len(target))
     for to, frame in zip(target, source):
-        comfy.model_management.throw_exception_if_processing_interrupted()
         to.copy_(from_uint8(geometry.resize_frames(to_uint8(frame[None]), *to.shape[:2]))[0])
-        progress.update(1)
+        frame_done()
 
 
-def original_size():
+def original_size_input():
     """The input of that name."""
     return io.Boolean.Input(
         "original_size", default=False, optional=True, advanced=True,
@@ -107,7 +106,7 @@ class KiwiEditFinishVideo(io.ComfyNode):
                     "frame_rate", default=15.0, min=1.0, max=240.0, step=0.01, optional=True, advanced=True,
                     tooltip="Where the original is frames, which have none; published edits have 15 a second.",
                 ),
-                original_size(),
+                original_size_input(),
             ],
             outputs=[io.Video.Output(), io.Image.Output(display_name="frames")],
         )  # fmt: skip

@@ -218,14 +218,10 @@ class Parallel:
         """Start the run's trackers; returns a function that logs (values, step)."""
         settings = {name: value if type(value) in (int, float, str, bool) else str(value)
                     for name, value in vars(config).items()}  # fmt: skip
-        self.accelerator.init_trackers(
-            folder.name,
-            config=settings,
-            init_kwargs={
-                "tensorboard": {"purge_step": step + 1},
-                "wandb": {"name": folder.name, "dir": str(folder), "id": _run_id(folder), "resume": "allow"},
-            },
-        )
+        starts = {"tensorboard": {"purge_step": step + 1}}
+        if "wandb" in config.trackers:
+            starts["wandb"] = {"name": folder.name, "dir": str(folder), "id": _run_id(folder), "resume": "allow"}
+        self.accelerator.init_trackers(folder.name, config=settings, init_kwargs=starts)
         return lambda values, at: self.accelerator.log(values, step=at)
 
     def finish(self) -> None:

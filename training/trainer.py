@@ -287,20 +287,18 @@ class _Run:
 
     def _numbers(self, losses: list[tuple[str, int, float]]) -> dict:
         groups: dict[str, list[float]] = {"loss": []}
-        _, places = flow_match.lookup(torch.tensor([timestep for _, timestep, _ in losses]), self.config.rounding)
-        weights = flow_match.timestep_weights(self.config.loss_weights)[places].tolist()
+        _, timesteps, weighted = zip(*losses)
+        plain = validation.unweighted(self.config, timesteps, weighted)
         sigmas, size = flow_match.training_sigmas(), flow_match.schedule.NUM_TRAIN_TIMESTEPS // _BANDS
-        for (kind, timestep, loss), weight in zip(losses, weights):
+        for (kind, timestep, loss), without in zip(losses, plain):
             band = timestep // size
             edges = sigmas[band * size].item(), sigmas[min((band + 1) * size, len(sigmas) - 1)].item()
             name = f"loss/sigma/{edges[0]:.2f}-{edges[1]:.2f}"
             for group in ("loss", f"loss/kind/{kind}"):
                 groups.setdefault(group, []).append(loss)
-            if self.config.objective == "distill":  # has no such weights
-                weight = 1.0
-            if weight:  # as in validation, every noise level counts the same
+            if not math.isnan(without):
                 for group in (metrics.UNWEIGHTED, name):
-                    groups.setdefault(group, []).append(loss / weight)
+                    groups.setdefault(group, []).append(without)
         return {name: sum(values) / len(values) for name, values in groups.items()}
 
     def _bad(self, taken: list[model.Batch], what: str) -> None:

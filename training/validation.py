@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
 from . import flow_match
 from .batches import collate
+from .config import Config
 from .data.dataset import Rows
 from .data.loader import Sample, fill
 from .data.prepare import Rules, reference_scales
@@ -63,13 +64,18 @@ def losses(
         batch.context = forward(batch, context_only=True)
         for timestep in timesteps:
             batch.timestep_ids = torch.tensor([timestep])
-            _, index = flow_match.lookup(timestep, config.rounding)
-            weight = flow_match.timestep_weights(config.loss_weights)[index].item()
-            loss = forward(batch).item()
-            if config.objective == "flow_match":
-                loss = loss / weight if weight else float("nan")
+            (loss,) = unweighted(config, [timestep], forward(batch).tolist())
             found.setdefault(f"{sample.kind}/{timestep}", []).append(loss)
     return found
+
+
+def unweighted(config: Config, timesteps: Sequence[int], losses: Sequence[float]) -> list[float]:
+    """Losses of an objective's without the weights of their timesteps; NaN where that was 0."""
+    if config.objective != "flow_match":  # has none
+        return list(losses)
+    _, places = flow_match.lookup(torch.tensor(timesteps), config.rounding)
+    weights = flow_match.timestep_weights(config.loss_weights)[places].tolist()
+    return [loss / weight if weight else float("nan") for loss, weight in zip(losses, weights)]
 
 
 def summary(found: dict[str, list[float]]) -> dict[str, float]:

@@ -142,10 +142,10 @@ def load_base(model: str | os.PathLike, open_file: files.OpenFile = files.load_t
     """A base DiT under original names, from a file or a folder of shards."""
     path = Path(model)
     tensors = files.load_folder(path, released.WEIGHTS, open_file) if path.is_dir() else open_file(path)
-    tensors = fp8.join_scales(dict(single_files.strip_prefix(tensors)), path)
+    tensors = fp8.join_scales(single_files.strip_prefix(tensors), path)
     if dit_keys.is_diffusers(tensors):
         return {dit_keys.to_original(name): tensor for name, tensor in tensors.items()}
-    return dict(tensors)
+    return tensors
 
 
 def read_qwen(

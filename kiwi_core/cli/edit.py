@@ -6,7 +6,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -252,17 +252,21 @@ def _save(path: Path, frames: np.ndarray, clip: Clip) -> Path:
 
     from .. import media
 
-    try:
-        return media.save_video(path, frames, clip.frame_rate, audio_from=clip.path)
-    except (ValueError, OSError, av.FFmpegError) as error:
-        problem = error
-    other = path.with_stem(f"{path.stem}_1")  # on Windows a player keeps the old file from being replaced
-    for target in (path, other, Path(tempfile.mkdtemp(prefix="kiwi-edit-")) / path.name):
-        try:
-            made = media.save_video(target, frames, clip.frame_rate)
-        except (OSError, av.FFmpegError) as error:
-            problem = error
-        else:
-            logger.warning("%s The edit is written without sound into %s.", problem, made)
+    def places() -> Iterator[Path]:
+        yield path
+        yield path.with_stem(f"{path.stem}_1")  # on Windows a player keeps the old file from being replaced
+        yield Path(tempfile.mkdtemp(prefix="kiwi-edit-")) / path.name
+
+    problem = None
+    for target in places():
+        for sound in (clip.path, None):
+            try:
+                made = media.save_video(target, frames, clip.frame_rate, audio_from=sound)
+            except (ValueError, OSError, av.FFmpegError) as error:
+                problem = error
+                continue
+            if problem is not None:
+                without = "" if sound else " without sound"
+                logger.warning("%s The edit is written%s into %s.", problem, without, made)
             return made
     raise problem

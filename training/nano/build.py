@@ -92,14 +92,9 @@ def vae(plan: Plan) -> None:
     if plan.vae_file:
         given = files.load_tensors(plan.vae_file)
         return _save({name: tensor.float() for name, tensor in given.items()}, folder / "vae.safetensors")
-    torch.backends.cudnn.benchmark = True  # two shapes, thousands of steps
     torch.manual_seed(plan.seed)
     objective = autoencoder.Objective(autoencoder.new(), fused=plan.fused)
-    pretraining.train(
-        folder, objective, feed.ClipFeed(plan.clips, plan.pictures, 0.4, plan.seed, splits=edits.SPLITS),
-        lambda clips: objective(feed.pixels(clips, device), feed.mask(clips, device)),
-        pretraining.Schedule(plan.count(plan.vae_steps), 2e-3, seed=plan.seed), device, plan.workers,
-    )  # fmt: skip
+    _reconstruct(plan, folder, objective, plan.seed, plan.vae_steps, 2e-3)
     trained = objective.vae.eval().requires_grad_(False)
     latents, others = [], feed.ClipFeed(plan.clips, 0, 0, plan.seed + 1, splits=edits.SPLITS)
     for step in range(1, 16, 2):  # clips
@@ -115,17 +110,23 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     files.save_tensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
+def _reconstruct(plan: Plan, folder: Path, objective: torch.nn.Module, seed: int, steps: int, rate: float) -> None:
+    """Train what an objective of the VAE's trains, on all that there is to see."""
+    device = plan.torch_device
+    torch.backends.cudnn.benchmark = True  # two shapes, thousands of steps
+    pretraining.train(
+        folder, objective, feed.ClipFeed(plan.clips, plan.pictures, 0.4, seed, splits=edits.SPLITS),
+        lambda clips: objective(feed.pixels(clips, device), feed.mask(clips, device)),
+        pretraining.Schedule(plan.count(steps), rate, seed=plan.seed), device, plan.workers,
+    )  # fmt: skip
+
+
 def decoder(plan: Plan) -> None:
     """Train the VAE's decoder on alone; what the others are trained on does not depend on it."""
     folder, device = plan.output / "decoder", plan.torch_device
-    torch.backends.cudnn.benchmark = True
-    trained = load_vae(plan).requires_grad_(True)
-    objective = autoencoder.DecoderObjective(trained.to(device), fused=plan.fused)
-    pretraining.train(
-        folder, objective, feed.ClipFeed(plan.clips, plan.pictures, 0.4, plan.seed + 3, splits=edits.SPLITS),
-        lambda clips: objective(feed.pixels(clips, device), feed.mask(clips, device)),
-        pretraining.Schedule(plan.count(plan.decoder_steps), 1e-3, seed=plan.seed), device, plan.workers,
-    )  # fmt: skip
+    trained = load_vae(plan).requires_grad_(True).to(device)
+    objective = autoencoder.DecoderObjective(trained, fused=plan.fused)
+    _reconstruct(plan, folder, objective, plan.seed + 3, plan.decoder_steps, 1e-3)
     _save(vae_keys.vae_to_original(trained.cpu().state_dict()), folder / "vae.safetensors")
 
 
