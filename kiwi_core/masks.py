@@ -5,33 +5,61 @@ A mask is bool ``[1 or T, H, W]`` of any size, true where the edit may show.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from . import media
 
 GROW, FEATHER = 8, 8
 
 
-def as_mask(mask) -> torch.Tensor:
-    """A mask from a path, PIL images or an array; white (half of full or more) is edited, transparent
-    is not.
+def as_mask(mask, max_frames: int | None = None) -> torch.Tensor:
+    """A mask from a path, PIL images or an array, at most its first ``max_frames``; white (half of full or more) is
+    edited, transparent is not.
 
-    Arrays: bool, uint8 or float 0..1, ``[H, W]`` or ``[T, H, W]``, or uint8 with three channels at the end.
+    Arrays: bool, uint8 0..255 or float 0..1, ``[H, W]`` or ``[T, H, W]``, all of them with or without 1, 3 or (uint8)
+    4 channels at the end.
+
+    Raises ValueError for other shapes and values.
     """
     if isinstance(mask, torch.Tensor):
-        mask = mask.cpu().numpy()
-    if not isinstance(mask, np.ndarray) or (mask.dtype == np.uint8 and mask.ndim > 2 and mask.shape[-1] in (3, 4)):
-        mask = media.as_frames(mask, background="black").mean(axis=-1, dtype=np.float32) / 255
-    elif mask.dtype == np.uint8:
-        mask = mask / np.float32(255)
-    if mask.ndim not in (2, 3) or 0 in mask.shape:
+        mask = (mask.float() if mask.is_floating_point() else mask).cpu().numpy()
+    if not isinstance(mask, (np.ndarray, Image.Image, list, tuple, str, os.PathLike)):
+        raise ValueError(f"A mask is a path, PIL images or an array, not {type(mask).__name__}; convert it.")
+    if not isinstance(mask, np.ndarray):
+        mask = media.as_frames(mask, max_frames, background="black")
+    if not 2 <= mask.ndim <= 4 or 0 in mask.shape or (mask.ndim == 4 and mask.shape[-1] not in (1, 3, 4)):
         raise ValueError(f"The mask has shape {list(mask.shape)}; give [H, W] or [T, H, W].")
-    mask = mask[None] if mask.ndim == 2 else mask
-    return torch.from_numpy(np.ascontiguousarray(mask if mask.dtype == bool else mask >= 0.5))
+    colours = mask.ndim > 2 and mask.shape[-1] in (1, 3, 4)  # no frame is so narrow
+    if mask.ndim == (3 if colours else 2):
+        mask = mask[None]
+    mask = mask[:max_frames]
+    if colours and mask.shape[-1] == 4:
+        mask = media.as_frames(mask, background="black")
+    white = _white(mask)
+    found = [(frame.mean(axis=-1, dtype=np.float32) if colours else frame) >= white / 2 for frame in mask]
+    return torch.from_numpy(np.stack(found))
+
+
+def _white(mask: np.ndarray) -> int:
+    """Full white of an array's type."""
+    if mask.dtype == bool:
+        return 1
+    largest = mask.max()
+    if mask.dtype == np.uint8:
+        if largest == 1:
+            raise ValueError("This uint8 mask holds 0 and 1; give bool, or 0 to 255.")
+        return 255
+    if not (np.issubdtype(mask.dtype, np.floating) and mask.min() >= 0 and largest <= 1):
+        raise ValueError(
+            f"This mask is {mask.dtype} from {mask.min()} to {largest}; give bool, uint8 0 to 255, or floats 0 to 1."
+        )
+    return 1
 
 
 SPARE = 3

@@ -82,8 +82,14 @@ def report(pipeline, height: int, width: int, num_frames: int, references: int =
 
 def _weights_there(module: torch.nn.Module) -> int:
     """Bytes of a module's weights that need no more room: on the device already, or brought there layer by layer."""
-    by_layer = any(hasattr(part, "_diffusers_hook") for part in module.modules())
-    return weight_bytes(module) if by_layer or next(module.parameters()).device.type != "cpu" else 0
+    on_device = next(module.parameters()).device.type != "cpu"
+    return weight_bytes(module) if on_device or is_offloaded_by_group(module) else 0
+
+
+def is_offloaded_by_group(module: torch.nn.Module) -> bool:
+    """Whether diffusers brings a module's layers to the device in groups."""
+    hooks = (getattr(part, "_diffusers_hook", None) for part in module.modules())
+    return any(hook is not None and hook.get_hook("group_offloading") is not None for hook in hooks)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from tokenizers import Tokenizer
 
+from . import schedule
+
 PATCH_SIZE, MERGE_SIZE, TEMPORAL_PATCH_SIZE = 14, 2, 2
 MERGED = PATCH_SIZE * MERGE_SIZE
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -246,6 +248,7 @@ def build_inputs(
         ValueError: empty instruction, a reserved token in it, a picture too narrow, a mode without queries.
     """
     limits = limits or VisionLimits()
+    schedule.check_rounding(rounding)
     check_prompt(prompt, allow_empty)
     references = [] if reference is None else [reference] if isinstance(reference, np.ndarray) else list(reference)
     mode = mode_of(len(frames), len(references))
@@ -267,7 +270,9 @@ def mode_of(num_frames: int, num_references: int) -> str:
 
 def check_prompt(prompt: str, allow_empty: bool = False) -> None:
     """ValueError for an empty instruction, or one with a token that marks where pictures or queries stand."""
-    if not allow_empty and (not prompt or not prompt.strip()):
+    if not isinstance(prompt, str):
+        raise ValueError(f"An instruction is one text, not {type(prompt).__name__}; edit clips one by one.")
+    if not allow_empty and not prompt.strip():
         raise ValueError("The instruction is empty; say in a sentence what to change.")
     if any(token in prompt for token in _RESERVED):
         raise ValueError("The instruction contains a reserved token such as <|image_pad|>; write it in plain words.")

@@ -55,9 +55,9 @@ def _pictures(reference) -> list[Image.Image]:
     return pictures
 
 
-def _is_offloaded_in_groups(model: torch.nn.Module) -> bool:
-    hooks = (getattr(module, "_diffusers_hook", None) for module in model.modules())
-    return any(hook is not None and hook.get_hook("group_offloading") is not None for hook in hooks)
+def _plain(module: torch.nn.Module | None):
+    """What ``torch.compile`` was given; its own tensors have other names."""
+    return getattr(module, "_orig_mod", module)
 
 
 class KiwiEditPipeline(DiffusionPipeline):
@@ -132,20 +132,20 @@ class KiwiEditPipeline(DiffusionPipeline):
 
     def to_parts(self) -> Parts:
         """The pipeline's tensors and settings, for writing them in any layout."""
-        encoder = self.mllm_encoder
+        encoder, reference = self.mllm_encoder, _plain(self.ref_embedder)
         config = self.transformer.config
         return Parts(
-            transformer=self.transformer.state_dict(),
+            transformer=_plain(self.transformer).state_dict(),
             transformer_config={name: value for name, value in config.items() if not name.startswith("_")},
-            source_embedder=self.source_embedder.state_dict(),
-            ref_embedder=self.ref_embedder.state_dict() if self.ref_embedder is not None else {},
+            source_embedder=_plain(self.source_embedder).state_dict(),
+            ref_embedder=reference.state_dict() if reference is not None else {},
             ref_pad_first=self.config.ref_pad_first,
-            vae=vae_keys.vae_to_original(self.vae.state_dict()),
+            vae=vae_keys.vae_to_original(_plain(self.vae).state_dict()),
             latents_mean=list(self.vae.config.latents_mean),
             latents_std=list(self.vae.config.latents_std),
             mllm=encoder.published_state_dict(),
             qwen_config=encoder.qwen_config,
-            connector=encoder.connector.state_dict(),
+            connector=_plain(encoder.connector).state_dict(),
             tokenizer=encoder.tokenizer.to_str(),
             limits=encoder.limits,
             processor_files=self._processor_files,
@@ -200,18 +200,18 @@ class KiwiEditPipeline(DiffusionPipeline):
         """
         encoder = self.mllm_encoder
         weights = {
-            "dit": {dit_keys.to_original(name): tensor for name, tensor in self.transformer.named_parameters()},
+            "dit": {dit_keys.to_original(name): tensor for name, tensor in _plain(self.transformer).named_parameters()},
             "mllm": dict(zip(encoder.published_state_dict(), encoder.model.state_dict(keep_vars=True).values())),
-            "connector": dict(encoder.connector.named_parameters()),
+            "connector": dict(_plain(encoder.connector).named_parameters()),
         }
         for prefix, embedder in (
-            (dit_keys.SOURCE_PREFIX, self.source_embedder),
-            (dit_keys.REFERENCE_PREFIX, self.ref_embedder),
+            (dit_keys.SOURCE_PREFIX, _plain(self.source_embedder)),
+            (dit_keys.REFERENCE_PREFIX, _plain(self.ref_embedder)),
         ):
             if embedder is not None:
                 weights["dit"] |= {prefix + name: tensor for name, tensor in embedder.named_parameters()}
         # What offloading keeps elsewhere would take a changed weight's place.
-        if any(map(_is_offloaded_in_groups, (self.transformer, encoder))):
+        if any(map(memory.is_offloaded_by_group, (self.transformer, encoder))):
             raise ValueError("The weights are offloaded already; load the LoRA before enable_group_offload.")
         strengths = {"dit": strength, "mllm": mllm_strength, "connector": mllm_strength}
         opened = lora.read(path, open_file=files.open_tensors)
@@ -321,8 +321,8 @@ class KiwiEditPipeline(DiffusionPipeline):
             reference: a picture (PIL, array or path) of what is to appear, or a list of them.
             height, width: size of the result, rounded up to :attr:`multiple`. Without both, the clip's own shape
                 within 720 x 1280 pixels.
-            num_frames: edit at most so many frames from the start; the limit of the training, 81, is the default, with
-                windows the whole clip is. As many come out as are edited; 4k + 1 is reached inside by repeating the
+            num_frames: edit at most so many frames from the start; 81, as published, is the default, with windows the
+                whole clip is. As many come out as are edited; 4k + 1 is reached inside by repeating the
                 last frame.
             num_inference_steps, shift, sigma_min, denoising_strength: see :func:`kiwi_core.schedule.flow_sigmas`;
                 a strength below 1 starts from the noised source.
@@ -334,7 +334,8 @@ class KiwiEditPipeline(DiffusionPipeline):
             guidance_scale: above 1 pushes away from the negative, at twice the time; the model was trained for 1.
             negative_prompt: the negative's instruction on the same clip and references; empty asks for no change.
             window_frames: sample a longer clip in windows of so many frames (81 as in training) that share
-                ``window_overlap`` frames with the next: memory is that of a window. None samples it at once.
+                ``window_overlap`` frames with the next: the device's memory is that of a window, and main memory holds
+                the clip, about 20 bytes a pixel of each frame. None samples it at once.
             mllm_view: the language model sees all of the "clip" that is edited, as trained, or for each "window" its
                 frames.
             mllm_references: it sees the "first" reference, as trained, or "all".
@@ -345,6 +346,7 @@ class KiwiEditPipeline(DiffusionPipeline):
 
         Raises:
             ValueError, FileNotFoundError: bad input, before any heavy work.
+            FloatingPointError: the model's numbers overflow, as float16 or a LoRA at too high a strength may do.
             MemoryError: the device is too small; says what to change.
         """
         if output_type not in ("np", "pil", "latent"):
@@ -356,6 +358,13 @@ class KiwiEditPipeline(DiffusionPipeline):
         mllm.shown_references([], mllm_references)
         if not 0 <= guidance_scale < float("inf"):
             raise ValueError(f"guidance_scale is {guidance_scale}; use a number from 0 on, 1 for none.")
+        negative_prompt = negative_prompt or ""
+        mllm.check_prompt(prompt)
+        mllm.check_prompt(negative_prompt, allow_empty=True)
+        if negative_prompt and guidance_scale == 1:
+            raise ValueError("negative_prompt does nothing without guidance; give a guidance_scale above 1 as well.")
+        if not isinstance(generator, torch.Generator | None):
+            raise ValueError(f"generator is a {type(generator).__name__}; give one torch.Generator.")
         if mask_feather is not None and mask_feather < 0:
             raise ValueError(f"mask_feather is {mask_feather}; use 0 or more pixels.")
         if num_frames is not None and num_frames < 1:
@@ -376,7 +385,7 @@ class KiwiEditPipeline(DiffusionPipeline):
             spans = windows.split(latent_frames, *windows.latent_sizes(window_frames, window_overlap))
         keep = None
         if mask is not None:
-            mask = masks.fit(masks.as_mask(mask), len(frames))
+            mask = masks.fit(masks.as_mask(mask, len(frames)), len(frames))
             factor = self.vae.config.scale_factor_spatial
             keep = ~masks.latent_mask(mask, latent_frames, height // factor, width // factor)
         at_once = min(geometry.padded_frame_count(len(frames)), 4 * (len(spans[0]) + windows.ANCHOR) - 3)
@@ -394,14 +403,17 @@ class KiwiEditPipeline(DiffusionPipeline):
                     ]
                     for view in views
                 ] * (len(spans) // len(views))
+            self._put_away()
             with memory.explain("encoding the video"):
                 source_latents = self.encode_video(frames, height, width)
                 reference_latents = self._encode_references(references, height, width)
+            self._put_away()
             with memory.explain("sampling"):
                 latents = self._sample(
                     contexts, source_latents, reference_latents, sigmas, generator, rounding, callback_on_step_end,
                     guidance_scale, spans, keep,
                 )  # fmt: skip
+            self._put_away()
             result = latents
             if output_type != "latent":
                 with memory.explain("decoding the video"):
@@ -418,13 +430,21 @@ class KiwiEditPipeline(DiffusionPipeline):
             result = [Image.fromarray(frame) for frame in result]
         return KiwiEditPipelineOutput(frames=result, latents=latents)
 
+    def _put_away(self) -> None:
+        """Take components off the device whose work is done, where model offloading would leave the last one there."""
+        for hook in getattr(self, "_all_hooks", []):
+            hook.offload()
+
     def _sample(
         self, contexts, source_latents, reference_latents, sigmas, generator, rounding, callback, guidance_scale, spans,
         keep,
     ):  # fmt: skip
         """Final latents. ``contexts``: of each window of ``spans``, with the negative's where there is guidance;
         ``keep``: bool, the latents to leave as the source's."""
-        device, dtype = contexts[0][0].device, source_latents.dtype
+        device, dtype = contexts[0][0].device, self.transformer.dtype
+        source_latents = source_latents.to(dtype)
+        reference_latents = None if reference_latents is None else reference_latents.to(dtype)
+        contexts = [[context.to(dtype) for context in pair] for pair in contexts]
         noise = torch.randn(
             source_latents.shape, generator=generator, device=generator.device if generator is not None else "cpu"
         ).to(device, dtype)
@@ -443,20 +463,22 @@ class KiwiEditPipeline(DiffusionPipeline):
         def predict(index: int, shown: range) -> torch.Tensor:
             part = slice(shown.start, shown.stop)
             source = self.source_embedder(source_latents[:, :, part]) if whole is None else whole
-            velocity, *without = (
-                self.transformer(
-                    latents[:, :, part],
-                    timestep.unsqueeze(0),
-                    context,
-                    source=source,
-                    source_sigma=sigmas[nearest[step]],
-                    reference=reference,
-                    reference_first=self.config.ref_pad_first,
-                    rounding=rounding,
-                    return_dict=False,
-                )[0]
-                for context in contexts[index]
-            )
+            predicted = []
+            for number, context in enumerate(contexts[index]):
+                # diffusers' caches (enable_cache) remember each of these calls by itself.
+                with self.transformer.cache_context(f"{index}.{number}"):
+                    predicted += self.transformer(
+                        latents[:, :, part],
+                        timestep.unsqueeze(0),
+                        context,
+                        source=source,
+                        source_sigma=sigmas[nearest[step]],
+                        reference=reference,
+                        reference_first=self.config.ref_pad_first,
+                        rounding=rounding,
+                        return_dict=False,
+                    )
+            velocity, *without = predicted
             return without[0] + guidance_scale * (velocity - without[0]) if without else velocity
 
         with self.progress_bar(total=len(timesteps)) as progress:
@@ -464,6 +486,10 @@ class KiwiEditPipeline(DiffusionPipeline):
                 latents = latents + windows.blend(spans, latents, predict) * (sigmas[step + 1] - sigmas[step])
                 if keep is not None:
                     latents = torch.where(keep, noised(sigmas[step + 1]), latents)
+                if not latents.isfinite().all():
+                    raise FloatingPointError(
+                        "The model's numbers overflowed; use bfloat16 or float32, and lower the strength of LoRAs."
+                    )
                 if callback is not None:
                     changed = callback(self, step, timestep, {"latents": latents})
                     latents = (changed or {}).get("latents", latents)

@@ -5,6 +5,8 @@ Times are noise levels ("sigma", 1 = pure noise, 0 = clean); a timestep is 1000 
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -30,8 +32,11 @@ def flow_sigmas(
     Returns:
         float32 ``[num_inference_steps + 1]``, falling, ends in 0.
     """
-    if not 1 <= num_inference_steps <= NUM_TRAIN_TIMESTEPS:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}; use 1 to {NUM_TRAIN_TIMESTEPS}.")
+    whole = isinstance(num_inference_steps, numbers.Integral)
+    if not whole or not 1 <= num_inference_steps <= NUM_TRAIN_TIMESTEPS:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps!r}; use a whole number from 1 to {NUM_TRAIN_TIMESTEPS}."
+        )
     if not 0.0 < denoising_strength <= 1.0:
         raise ValueError(f"denoising_strength is {denoising_strength}; use a value above 0 and up to 1.")
     if not 0.0 < shift < float("inf"):
@@ -49,14 +54,19 @@ def timesteps_of(sigmas: torch.Tensor) -> torch.Tensor:
     return sigmas[:-1] * NUM_TRAIN_TIMESTEPS
 
 
+def check_rounding(rounding: str) -> None:
+    """ValueError for none of :data:`ROUNDINGS`."""
+    if rounding not in ROUNDINGS:
+        raise ValueError(f'rounding is {rounding!r}; use "shipped" or "none".')
+
+
 def round_timestep(timestep: torch.Tensor, rounding: str = "shipped") -> torch.Tensor:
     """The timestep as the model is to see it, float32.
 
     The model was trained and published with bfloat16 timesteps (spacing 4 above 512), and was never shown
     another value: ``"shipped"`` rounds, ``"none"`` does not.
     """
-    if rounding not in ROUNDINGS:
-        raise ValueError(f'rounding is {rounding!r}; use "shipped" or "none".')
+    check_rounding(rounding)
     timestep = timestep.to(torch.float32)
     return timestep.to(torch.bfloat16).to(torch.float32) if rounding == "shipped" else timestep
 

@@ -18,6 +18,14 @@ class KiwiTransformer3DModel(WanTransformer3DModel):
     # The published model runs in one dtype; diffusers' float32 islands would break its linears.
     _keep_in_fp32_modules = None
 
+    def _apply(self, fn, recurse=True):
+        # Rotary angles stay float32 in every dtype: in 16 bits far positions would fall together.
+        exact = {name: buffer for name, buffer in self.rope.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            setattr(self.rope, name, buffer.to(getattr(self.rope, name).device))
+        return self
+
     def forward(
         self,
         hidden_states: torch.Tensor,

@@ -18,7 +18,9 @@ ANCHOR = 1
 
 
 def latent_sizes(window_frames: int, window_overlap: int) -> tuple[int, int]:
-    """Length and overlap of a window in latent frames, of frames; the length is rounded up to 4k + 1 frames.
+    """Length and overlap of a window in latent frames, of frames.
+
+    The length is rounded up to 4k + 1 frames, the overlap down to 4k.
 
     Raises ValueError for a window without room beside its overlap.
     """

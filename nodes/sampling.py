@@ -213,6 +213,11 @@ class KiwiEditSampler(io.ComfyNode):
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
+        if not edited.isfinite().all():
+            raise FloatingPointError(
+                "The model's numbers overflowed, and the video would be black; lower the strength of LoRAs, or start "
+                "ComfyUI with --bf16-unet or --fp32-unet."
+            )
         return io.NodeOutput({**latent, "samples": edited.to(samples)})
 
 

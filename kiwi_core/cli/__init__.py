@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = "here: --offload, or smaller --frames or --max-pixels." if edits else "close other programs."
         print(f"kiwi-edit: {str(error).rstrip('.')}; {advice}", file=sys.stderr)
         return 2
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"kiwi-edit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -134,7 +134,7 @@ def edit(
         raise ValueError(
             f"{output.name} holds one picture, but {video} has more frames; name an .mp4, or use --frames 1."
         )
-    editable = masks.fit(masks.as_mask(mask), len(source)) if mask is not None else None
+    editable = masks.fit(masks.as_mask(mask, len(source)), len(source)) if mask is not None else None
     if len(clip.frames) > len(source):
         logger.warning("%s is longer than %d frames; the rest is left out (--frames, --window).", video, len(source))
 

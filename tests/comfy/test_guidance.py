@@ -51,6 +51,13 @@ def sample(pack, model, edit, cfg, with_negative=True, **changes):
     return model.model.process_latent_in(sampled["samples"])
 
 
+def test_numbers_that_overflow_are_no_black_video(pack, loaded, edit):
+    ((context, values),), _, latent = edit
+    broken = [[torch.full_like(context, float("nan")), values]], None, latent
+    with pytest.raises(FloatingPointError, match="lower the strength of LoRAs"):
+        sample(pack, loaded.model, broken, 1.0, with_negative=False)
+
+
 def spied(model):
     seen = []
 

@@ -67,6 +67,34 @@ def test_guidance_works_in_windows(random_pipe):
     assert (guided - plain).abs().max() > 1e-2
 
 
+def test_caches_of_diffusers_remember_each_call_by_itself(random_model, random_pipe):
+    """A threshold of 0 takes nothing from the cache; one above all changes takes all but the first step from it."""
+    from diffusers import FirstBlockCacheConfig
+
+    from kiwi_core import KiwiEditPipeline
+
+    changes = {"guidance_scale": 2.0, "window_frames": 5, "window_overlap": 0}
+    wanted = edit(random_pipe, **changes)
+    pipe = KiwiEditPipeline.from_pretrained(random_model / "released", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
+    for _ in range(2):  # nothing stays from one edit to the next
+        assert torch.equal(edit(pipe, **changes), wanted)
+    pipe.transformer.disable_cache()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    last = []
+    hook = pipe.transformer.blocks[-1].ffn.register_forward_hook(lambda *_: last.append(1))
+    edit(pipe, **changes)
+    hook.remove()
+    assert len(last) == 4  # windows, each with its negative
+
+
+def test_a_negative_that_would_do_nothing_is_refused(random_pipe):
+    with pytest.raises(ValueError, match="does nothing without guidance"):
+        edit(random_pipe, negative_prompt="Blur it.")
+    assert torch.equal(edit(random_pipe, negative_prompt=None), edit(random_pipe))
+
+
 def test_an_empty_prompt_is_still_refused(random_pipe):
     with pytest.raises(ValueError, match="instruction is empty"):
         random_pipe(" ", VIDEO, guidance_scale=2.0)

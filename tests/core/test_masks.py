@@ -38,7 +38,11 @@ def edit(pipe, video, reference=None, **changes):
         lambda mask: mask.astype(np.float32),
         lambda mask: torch.from_numpy(mask),
         lambda mask: mask.astype(np.uint8) * 255,
+        lambda mask: torch.from_numpy(mask).to(torch.bfloat16),
+        lambda mask: mask[..., None],
+        lambda mask: mask[None, ..., None].astype(np.uint8) * 255,
         lambda mask: np.repeat(mask[..., None], 3, axis=-1).astype(np.uint8) * 255,
+        lambda mask: np.repeat(mask[..., None], 3, axis=-1).astype(np.float32),
         lambda mask: Image.fromarray(mask),
         lambda mask: [Image.fromarray(mask).convert("RGB")],
     ],
@@ -66,8 +70,34 @@ def test_a_mask_comes_from_a_picture_or_a_video(tmp_path):
     media.save_video(tmp_path / "mask.mkv", frames, 24, crf=0)
     assert np.array_equal(masks.as_mask(tmp_path / "mask.png")[0].numpy(), moving[0])
     assert np.array_equal(masks.as_mask(tmp_path / "mask.mkv").numpy(), moving)
+    assert np.array_equal(masks.as_mask(tmp_path / "mask.mkv", max_frames=3).numpy(), moving[:3])
     with pytest.raises(FileNotFoundError):
         masks.as_mask(tmp_path / "missing.png")
+
+
+def test_no_more_of_a_mask_is_read_than_of_the_clip(random_pipe, tmp_path, monkeypatch):
+    frames = np.full((9, 64, 96, 3), 255, np.uint8)
+    media.save_video(tmp_path / "mask.mkv", frames, 24)
+    read, load = [], media.load_video
+    monkeypatch.setattr(media, "load_video", lambda *args: read.append(load(*args).frames) or load(*args))
+    edit(random_pipe, clip(5), mask=tmp_path / "mask.mkv", output_type="latent")
+    assert [len(frames) for frames in read] == [5]
+
+
+@pytest.mark.parametrize(
+    "mask, sentence",
+    [
+        (np.ones((64, 96), np.uint8), "holds 0 and 1; give bool"),
+        (np.full((64, 96), 255.0), "float64 from 255.0 to 255.0"),
+        (np.ones((64, 96), np.int64), "int64"),
+        (np.full((64, 96), np.nan), "floats 0 to 1"),
+        ([np.ones((64, 96), bool)], "list of PIL images"),
+        (1.0, "not float"),
+    ],
+)
+def test_what_cannot_be_a_mask_is_refused(mask, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        masks.as_mask(mask)
 
 
 @pytest.mark.parametrize(
@@ -279,9 +309,15 @@ def test_long_video_options_reach_the_pipeline(run, files, monkeypatch):
         KiwiEditPipeline, "__call__", lambda pipe, *args, **kwargs: given.update(kwargs) or edit(pipe, *args, **kwargs)
     )
     folder = files["folder"]
-    options = ("--window", 5, "--window-overlap", 4, "--mllm-view", "window", "--guidance", 2, "--match-colours")
+    options = (
+        "--window", 5, "--window-overlap", 4, "--mllm-view", "window", "--mllm-references", "all", "--guidance", 2,
+        "--negative-prompt", "Blur it.", "--shift", 3, "--rounding", "none", "--match-colours",
+    )  # fmt: skip
     assert run(folder / "clip.mp4", folder / "out.mp4", *options) == 0
-    wanted = dict(window_frames=5, window_overlap=4, mllm_view="window", guidance_scale=2.0, match_colours=True)
+    wanted = dict(
+        window_frames=5, window_overlap=4, mllm_view="window", mllm_references="all", guidance_scale=2.0,
+        negative_prompt="Blur it.", shift=3.0, rounding="none", match_colours=True,
+    )  # fmt: skip
     assert wanted.items() <= given.items()
     assert len(media.load_video(folder / "out.mp4").frames) == 7
 

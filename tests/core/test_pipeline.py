@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from kiwi_core import KiwiEditPipeline, geometry, schedule
 from kiwi_core import vae as vae_ops
@@ -46,8 +47,10 @@ def run(pipe, mode, **changes):
     def keep(pipe, step, timestep, values):
         latents.append(values["latents"])
 
-    output = pipe(**arguments_of(mode), callback_on_step_end=keep, **changes)
-    hook.remove()
+    try:
+        output = pipe(**arguments_of(mode), callback_on_step_end=keep, **changes)
+    finally:
+        hook.remove()
     assert torch.equal(output.latents, latents[-1])
     return output, torch.stack(latents), torch.stack(velocities)
 
@@ -431,6 +434,90 @@ def test_offloading_changes_nothing(random_model, random_pipe, kind):
     wanted = edit(random_pipe, video, reference, output_type="np").frames
     for _ in range(2):
         assert np.array_equal(edit(pipe, video, reference, output_type="np").frames, wanted)
+
+
+def test_a_component_is_put_away_before_the_next_phase(random_model, monkeypatch):
+    pipe = KiwiEditPipeline.from_pretrained(random_model / "released", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.enable_model_cpu_offload(device="cpu")
+    there, when = set(), {}
+
+    def follow(name, module):
+        move = module.to
+
+        def to(device, *args, **kwargs):
+            (there.discard if str(device) == "cpu" else there.add)(name)  # accelerate brings it to "cpu:0"
+            return move(device, *args, **kwargs)
+
+        monkeypatch.setitem(module.__dict__, "to", to)
+
+    for name in ("mllm_encoder", "transformer", "vae"):
+        follow(name, pipe.components[name])
+    pipe.vae.quant_conv.register_forward_hook(lambda *_: when.update(encode={*there}))
+    pipe.transformer.proj_out.register_forward_hook(lambda *_: when.update(sample={*there}))
+    pipe.vae.post_quant_conv.register_forward_hook(lambda *_: when.update(decode={*there}))
+    edit(pipe, clip(5, 32, 48), clip(1)[0], output_type="np")
+    assert when == {"encode": {"vae"}, "sample": {"transformer"}, "decode": {"vae"}}
+
+
+@pytest.mark.parametrize("part", ["vae", "mllm_encoder"])
+def test_a_component_may_be_more_exact_than_the_others(random_model, part):
+    pipe = KiwiEditPipeline.from_pretrained(random_model / "released")
+    pipe.set_progress_bar_config(disable=True)
+    getattr(pipe, part).to(torch.float32)
+    output = edit(pipe, clip(5, 32, 48), clip(1)[0], output_type="np")
+    assert output.latents.dtype == torch.bfloat16 and output.frames.std() > 1
+
+
+def test_a_dtype_is_the_same_model_however_it_was_come_by(random_model):
+    folder = random_model / "released"
+    exact, half = (KiwiEditPipeline.from_pretrained(folder, dtype) for dtype in (torch.float32, torch.bfloat16))
+    frequencies = exact.transformer.rope.freqs_cos.clone()
+    cast = KiwiEditPipeline.from_pretrained(folder, torch.float32).to(torch.bfloat16)
+    for pipe in (half, cast):
+        pipe.set_progress_bar_config(disable=True)
+    assert torch.equal(edit(half, clip(5, 32, 48)).latents, edit(cast, clip(5, 32, 48)).latents)
+    assert torch.equal(cast.to(torch.float32).transformer.rope.freqs_cos, frequencies)
+
+
+def test_a_compiled_model_takes_loras_and_is_saved(random_model, tmp_path):
+    pipe = KiwiEditPipeline.from_pretrained(random_model / "released", dtype=torch.float32)
+    for part in ("transformer", "source_embedder", "ref_embedder", "vae"):
+        setattr(pipe, part, torch.compile(getattr(pipe, part)))  # nothing is compiled before it is called
+    name = "blocks.0.attn1.to_q.weight"
+    before = pipe.transformer.get_parameter(name).clone()
+    rows, columns = before.shape
+    names = (f"diffusion_model.blocks.0.self_attn.q.lora_{side}.weight" for side in "AB")
+    save_file(dict(zip(names, (torch.ones(4, columns), torch.ones(rows, 4)))), tmp_path / "lora.safetensors")
+    report = pipe.load_lora(tmp_path / "lora.safetensors")
+    assert report.matched == report.total == 2
+    assert not torch.equal(pipe.transformer.get_parameter(name), before)
+    pipe.save_pretrained(tmp_path / "saved")
+    saved = KiwiEditPipeline.from_pretrained(tmp_path / "saved", torch.float32)
+    assert torch.equal(saved.transformer.get_parameter(name), pipe.transformer.get_parameter(name))
+
+
+def test_numbers_that_overflow_end_the_edit(random_model):
+    pipe = KiwiEditPipeline.from_pretrained(random_model / "released", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.proj_out.bias.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="use bfloat16 or float32"):
+        edit(pipe, clip(1, 32, 48))
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"prompt": ["Make it red."]}, "one text, not list"),
+        ({"generator": [torch.Generator()]}, "one torch.Generator"),
+        ({"num_inference_steps": 4.0}, "whole number"),
+        ({"rounding": "shiped"}, "rounding"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_before_the_work(random_pipe, monkeypatch, changes, sentence):
+    monkeypatch.setattr(random_pipe, "encode_prompt", lambda *_: pytest.fail("it was at work already"))
+    with pytest.raises(ValueError, match=sentence):
+        random_pipe(**{"prompt": "Make it red.", "video": clip(1, 32, 48)} | changes)
 
 
 def test_what_offloading_cannot_do_is_told(random_model, tmp_path):
