@@ -10,8 +10,8 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, pairwise
@@ -135,7 +135,8 @@ def as_frames(
         raise ValueError("Give the video as a path, a uint8 array [T, H, W, 3] or a list of PIL images.")
     if not images:
         raise ValueError("The video has no frames; give at least one.")
-    return _stack_images(images[:max_frames], "The images", background)
+    images = images[:max_frames]
+    return _stack_images((_to_rgb(image, background) for image in images), len(images), "The images")
 
 
 def check_frame_size(height: int, width: int) -> None:
@@ -258,7 +259,9 @@ def _picture_errors(path: Path) -> Iterator[None]:
 
 
 def _to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    image.load()  # whose errors are the picture's, unlike those of a broken EXIF block, of every kind
+    with suppress(Exception):
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if not image.has_transparency_data:
@@ -269,12 +272,13 @@ def _to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     return page
 
 
-def _stack_images(images: list[Image.Image], name: str, background: str = "white") -> np.ndarray:
+def _stack_images(images: Iterable[Image.Image], count: int, name: str) -> np.ndarray:
+    """RGB pictures as uint8 ``[count, H, W, 3]``."""
     frames = None
     for index, image in enumerate(images):
-        pixels = np.asarray(_to_rgb(image, background))
+        pixels = np.asarray(image)
         if frames is None:
-            frames = np.empty((len(images), *pixels.shape), dtype=np.uint8)
+            frames = np.empty((count, *pixels.shape), dtype=np.uint8)
         if pixels.shape != frames.shape[1:]:
             raise ValueError(f"{name} differ in size from number {index + 1} on; resize them to one size.")
         frames[index] = pixels
@@ -290,7 +294,9 @@ def _array_frames(array: np.ndarray, max_frames: int | None = None, background: 
     if 0 in frames.shape:
         raise ValueError(f"The video of shape {list(array.shape)} has no frames; give at least one.")
     frames = frames[:max_frames]
-    return frames if frames.shape[3] == 3 else _stack_images([*map(Image.fromarray, frames)], "The frames", background)
+    if frames.shape[3] == 3:
+        return frames
+    return _stack_images((_to_rgb(Image.fromarray(frame), background) for frame in frames), len(frames), "The frames")
 
 
 def _read_picture(path: Path, max_frames: int | None, background: str) -> tuple[np.ndarray, Fraction] | None:
@@ -303,7 +309,8 @@ def _read_picture(path: Path, max_frames: int | None, background: str) -> tuple[
         for image in islice(ImageSequence.Iterator(opened), min(count, max_frames or count)):
             images.append(_to_rgb(image, background))
             milliseconds += image.info.get("duration") or 100  # as browsers do where a GIF gives none
-    return _stack_images(images, f"The frames of {path}"), _picture_rate(count, len(images), milliseconds)
+    frames = _stack_images(images, len(images), f"The frames of {path}")
+    return frames, _picture_rate(count, len(images), milliseconds)
 
 
 def _probe_picture(path: Path, decode: bool) -> Probe | None:

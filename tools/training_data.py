@@ -54,6 +54,12 @@ def write_pair(folder: Path, name: str, number: int, frames: int = FRAMES, refer
     return row
 
 
+def cut(clip: Path) -> None:
+    """Make a clip end a little early, which its header does not tell: only who decodes it finds out."""
+    whole = media.save_video(clip.with_name("whole.mp4"), media.load_video(clip).frames, 12, crf=1).read_bytes()
+    clip.write_bytes(whole[:-20])
+
+
 def write_table(folder: Path, rows: list[dict], name: str = "rows.csv") -> Path:
     """A table in the official layout."""
     columns = ["src_video", "tgt_video", "prompt", "ref_image"]

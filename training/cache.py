@@ -28,7 +28,7 @@ from kiwi_core.mllm import VisionLimits
 from .config import Config
 from .data.dataset import Data
 from .data.index import Index
-from .data.prepare import Rules, Shape
+from .data.prepare import Rules, Shape, source_rate
 from .data.row import Row
 from .encode import Encoded
 from .model import DTYPES
@@ -112,9 +112,16 @@ class Cache:
             return None
         size, rate = dataclasses.astuple(shape), self.rules.frame_rate
         vision = [self.weights.vision, self.rounding, self.limits]
+        paths = {"target": self._path("latents", digests["target"], size, rate, self.weights.vae)}
+        if rate:
+            try:
+                own = source_rate(self.index.probe(row.source), self.index.probe(row.target), self.rules)
+            except (ValueError, OSError):
+                return None
+            if own:  # other frames are taken of the source than by its own header
+                rate = [rate, str(own)]
         source_features = [digests["source"], size, rate, kind == "image", *vision]
-        paths = {
-            "target": self._path("latents", digests["target"], size, rate, self.weights.vae),
+        paths |= {
             "source": self._path("latents", digests["source"], size, rate, self.weights.vae),
             "source_features": self._path("features", *source_features),
         }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
+import time
 from collections.abc import Hashable, Iterator
+from pathlib import Path
 
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -13,6 +16,7 @@ from tqdm import tqdm
 from . import base, model, sources
 from .cache import Cache, is_whole
 from .config import Config
+from .data.faults import problem
 from .data.index import each
 from .data.loader import Sample, fill, in_workers, swap
 from .data.prepare import reference_scales
@@ -20,6 +24,8 @@ from .encode import Encoder, prepare
 from .parallel import Parallel
 
 logger = logging.getLogger(__name__)
+
+_DAY = 24 * 60 * 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +56,8 @@ class _Missing(Dataset):
         try:
             fill(sample, row, shape, self.rules)
             swap(sample, prepare(sample, self.limits, self.scales))
-        except (ValueError, OSError) as error:
-            return f"{row.id} is left out: {error}"
+        except Exception as error:
+            return f"{row.id} is left out: {problem(error)}"
         return sample
 
 
@@ -67,11 +73,13 @@ def cache_data(config: Config) -> Summary:
         raise ValueError("No cache folder is given; pass --cache.")
     parallel = Parallel(config)
     parts, start = base.read(config)
-    data, cache, _ = sources.read(config, parts, start)
+    data, cache, _ = sources.read(config, parts, start, parallel)
+    if parallel.is_main:
+        _sweep(cache.folder)
     every = list(_samples(data))
     mine = every[parallel.rank :: parallel.processes]
     media = {one for (row, _, _), _ in mine for one in (row.source, row.target, row.reference) if one is not None}
-    each(cache.index.digest, sorted(media, key=lambda one: one.name))
+    each(cache.index.digest, sorted(media, key=lambda one: one.name), "reading the media" * parallel.is_main)
 
     alike: dict[Hashable, list[tuple]] = {}  # what can be encoded at once comes together, so that little waits
     for (row, shape, kind), group in mine:
@@ -97,6 +105,14 @@ def cache_data(config: Config) -> Summary:
                 made += _encode(encoder, cache, kind, waiting)
                 waiting = []
     return Summary(made, len(mine) - len(missing), broken, config.cache)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have left half written; after a day none of them can be at it any more."""
+    for path in folder.glob("??/.*.tmp.safetensors"):
+        with contextlib.suppress(OSError):  # another one was faster
+            if path.stat().st_mtime < time.time() - _DAY:
+                path.unlink()
 
 
 def _encode(encoder: Encoder, cache: Cache, kind: str, group: list[tuple]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 
 KINDS = ("image", "video", "ref")
@@ -75,7 +76,7 @@ class Config:
     data: tuple[str, ...] = ()
     """Tables (CSV, JSON, JSONL), parquet files, tar shards, folders of clips; see training/README.md."""
     data_root: str = ""
-    """Folder that the paths in tables start from; by default the table's own."""
+    """Folder that the paths in all tables and parquet files start from; by default that of each."""
     kinds: tuple[str, ...] = ()
     """Kinds of samples ("image", "video", "ref") in the order of their turns; empty for all that are there."""
     use_source: bool = True
@@ -97,7 +98,7 @@ class Config:
     batch_size: int = 1
     """Samples of one shape that are computed at once."""
     workers: int = 2
-    """Processes that decode clips."""
+    """Processes that decode clips, for each kind of samples and in each process of the run."""
     cache: str = ""
     """Folder with latents and features that ``cache`` made; they are used where they are there."""
     max_broken_share: float = 0.05
@@ -264,6 +265,11 @@ class Config:
     def trains_mllm(self) -> bool:
         """Whether the context changes in training, so that it cannot be cached."""
         return bool(self.mllm_rank or self.queries or self.train_connector or self.train_ref_connector)
+
+    @property
+    def name(self) -> str:
+        """The run's, which is that of its output folder."""
+        return os.path.basename(os.path.abspath(self.output))
 
     def replace(self, **changes) -> Config:
         """A copy with other values."""

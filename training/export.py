@@ -31,7 +31,7 @@ def metadata(config: Config, data_digest: str, step: int) -> dict[str, str]:
         "kiwi_edit.data": data_digest,
         "kiwi_edit.step": str(step),
         # For tools that show what a LoRA was made for.
-        "modelspec.title": Path(config.output).name,
+        "modelspec.title": config.name,
         "modelspec.architecture": f"kiwi-edit-{config.architecture.lower()}",
         "ss_base_model_version": base,
     }
@@ -73,7 +73,7 @@ def write(
         made.append(folder / CHECKPOINT)
     if "comfyui" in config.exports:
         written = changes.write("comfyui")
-        path = folder / f"{Path(config.output).name}.safetensors"
+        path = folder / f"{config.name}.safetensors"
         files.save_tensors({name: _bf16(tensor) for name, tensor in written.tensors.items()}, path, about)
         made.append(path)
     if "diffusers" in config.exports:

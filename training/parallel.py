@@ -220,8 +220,8 @@ class Parallel:
                     for name, value in vars(config).items()}  # fmt: skip
         starts = {"tensorboard": {"purge_step": step + 1}}
         if "wandb" in config.trackers:
-            starts["wandb"] = {"name": folder.name, "dir": str(folder), "id": _run_id(folder), "resume": "allow"}
-        self.accelerator.init_trackers(folder.name, config=settings, init_kwargs=starts)
+            starts["wandb"] = {"name": config.name, "dir": str(folder), "id": _run_id(folder), "resume": "allow"}
+        self.accelerator.init_trackers(config.name, config=settings, init_kwargs=starts)
         return lambda values, at: self.accelerator.log(values, step=at)
 
     def finish(self) -> None:

@@ -11,9 +11,11 @@ import torch
 
 from kiwi_core import media, schedule
 
+from .data.stream import derive
 from .model import At, Batch, KiwiModel
 
 _FRAME_RATE = 15  # as the published model saves
+_NAME_BYTES = 160  # file systems take 255, of which suffixes and temporary names have their share
 
 
 @torch.no_grad()
@@ -46,8 +48,15 @@ def write(model: KiwiModel, batch: Batch, latents: torch.Tensor, folder: Path) -
         "edit": decode(model, latents[:1]),
         "target": decode(model, batch.latents[:1]),
     }
-    name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in batch.row_ids[0])
+    name = _file_name(batch.row_ids[0])
     media.save_video(folder / (f"{name}.mp4" if len(rows["edit"]) > 1 else f"{name}.png"), rows["edit"], _FRAME_RATE)
     sheet = folder / f"{name}_sheet.jpg"
     media.contact_sheet(rows).save(sheet, quality=92)
     return sheet
+
+
+def _file_name(row_id: str) -> str:
+    """A row's id as part of a file's name, of which none is too long and no two are the same."""
+    letters = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in row_id)
+    name = letters.encode()[:_NAME_BYTES].decode(errors="ignore")
+    return name if name == row_id else f"{name}-{derive(row_id):016x}"

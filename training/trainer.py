@@ -25,6 +25,7 @@ from . import (
     broken,
     checkpoint,
     export,
+    fingerprint,
     flow_match,
     lock,
     metrics,
@@ -49,7 +50,11 @@ _FREE = {
     "output", "steps", "accumulation", "workers", "save_every", "keep_checkpoints", "keep_every", "validate_every",
     "sample_every", "sample_rows", "sample_steps", "trackers", "exports", "device", "cache", "max_broken_share",
     "checkpointing", "compile", "lr", "max_grad_norm",
+    # Where the data lie. Their digests tell whether they are the same.
+    "data", "data_root", "validation_data",
 }  # fmt: skip
+# How rows are chosen and ordered. Runs of before are version 1, and go on as they began.
+_VERSION = 2
 _BANDS = 4
 
 
@@ -86,16 +91,21 @@ class _Run:
         self._lock = self._take_lock()
         self.checkpoints = self.folder / CHECKPOINTS
         found = checkpoint.newest(self.checkpoints)
-        if found:
-            self._check_config()
         self.step = found.step if found else 0
         self.state = found.state if found else {}
+        self.version = self.state.get("version", 1) if found else _VERSION
+        self.bases = _bases(config)
+        if found:
+            self._check_config()
 
         self.parts, self.start = base.read(config)
-        self.data, self.cache, self.rules = sources.read(config, self.parts, self.start)
+        self.data, self.cache, self.rules = sources.read(
+            config, self.parts, self.start, self.parallel, as_before=self.version < 2
+        )
         self.kinds = list(self.data.training)
         self.accumulation = config.accumulation or len(self.kinds)
-        if found and self.state.get("data") != self.data.digest:
+        held_out = self.state.get("validation", self.data.validation_digest)
+        if found and (self.state.get("data"), held_out) != (self.data.digest, self.data.validation_digest):
             raise ValueError(
                 f"The data have changed since the run in {self.folder} began (rows, shapes or names of media); bring "
                 "the old ones back, or use another --output."
@@ -152,14 +162,17 @@ class _Run:
         path, mine = self.folder / CONFIG, json.loads(json.dumps(dataclasses.asdict(self.config)))
         if path.is_file():
             theirs = files.read_json(path)
-            differing = [name for name in mine if name not in _FREE and name in theirs and theirs[name] != mine[name]]
+            same = _FREE | {name for name, mark in self.state.get("bases", {}).items() if mark == self.bases[name]}
+            differing = [name for name in mine if name not in same and name in theirs and theirs[name] != mine[name]]
             if self.config.schedule == "cosine" and theirs.get("steps") != mine["steps"]:
                 differing.append("steps")
             if differing:
-                name = differing[0]
+                name, way = differing[0], "use another --output"
+                if name == "steps":  # whose rate falls to nothing at the last one
+                    way = f"to train on, use --start {self.folder} with another --output"
                 raise ValueError(
                     f"{self.folder} holds a run with other settings ({name} is {theirs.get(name)!r} there and "
-                    f"{mine[name]!r} here); use another --output."
+                    f"{mine[name]!r} here); {way}."
                 )
             for name in ("lr", "max_grad_norm"):
                 if theirs.get(name) != mine[name]:
@@ -197,7 +210,7 @@ class _Run:
                 part.rows, part.shapes, part.groups, kind, config.batch_size, self.order, self.rules, self.cache,
                 config.reference_scales, config.timestep_sampling == "spread",
                 stack=functools.partial(batches.stack, assemble=self.encoder.assemble),
-                prepare=functools.partial(prepare, limits=self.model.mllm.limits),
+                prepare=functools.partial(prepare, limits=self.model.mllm.limits), by_file=self.version < 2,
             )
             for kind, part in self.data.training.items()
         }  # fmt: skip
@@ -361,7 +374,10 @@ class _Run:
             "drawn": self.parallel.gather_list([self.broken.drawn]),
             "bad_draws": self.parallel.gather_list([self.broken.bad]),
             "data": self.data.digest,
+            "validation": self.data.validation_digest,
             "order": self.order,
+            "version": self.version,
+            "bases": self.bases,
         }
         if self.parallel.is_main:
             tensors = {"model": trained, "optimizer": optimizer, "ema": averages}
@@ -425,6 +441,13 @@ class _Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _bases(config: Config) -> dict[str, str]:
+    """What the run starts from, wherever it lies, by field; the name itself of a model on the hub."""
+    given = {name: getattr(config, name) for name in ("model", "mllm", "vae", "connector")}
+    given["start"] = str(base.start_file(config.start)) if config.start else ""
+    return {name: fingerprint.weights(path) if path and Path(path).exists() else path for name, path in given.items()}
 
 
 def _check_trains(config: Config, kind: str) -> None:

@@ -10,6 +10,7 @@ from . import flow_match
 from .batches import collate
 from .config import Config
 from .data.dataset import Rows
+from .data.faults import problem
 from .data.loader import Sample, fill
 from .data.prepare import Rules, reference_scales
 from .data.stream import derive
@@ -39,8 +40,8 @@ def samples(
             sample = Sample(row.id, kind, row.prompt, 0, derive(_SEED, row.id), middle, places[middle])
             try:
                 fill(sample, row, shape, rules, cache)
-            except (ValueError, OSError) as error:
-                report([(row.id, str(error))])
+            except Exception as error:
+                report([(row.id, problem(error))])
             else:
                 yield sample
 

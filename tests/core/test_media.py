@@ -396,6 +396,17 @@ def test_exif_orientation_is_honoured(tmp_path):
         assert corners(as_frames([opened])[0]) == upright
 
 
+def test_a_picture_with_a_broken_exif_block_is_read_as_it_stands(tmp_path):
+    path = tmp_path / "junk.jpg"
+    Image.fromarray(quadrants()).save(path, exif=b"Exif\0\0garbage-here", quality=95, subsampling=0)
+    assert_probed(path)
+    assert corners(np.asarray(load_image(path))) == corners(quadrants())
+    assert corners(load_video(path).frames[0]) == corners(quadrants())
+    with Image.open(path) as opened:
+        opened.load()
+        assert corners(as_frames([opened.copy()])[0]) == corners(quadrants())
+
+
 def test_as_frames_takes_arrays_and_lists_of_pictures():
     frames = solid(COLOURS)
     assert np.shares_memory(as_frames(frames), frames)

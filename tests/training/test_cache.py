@@ -1,8 +1,10 @@
 """Latents and features on disk: found by what they were made of, made once."""
 
+import errno
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,13 @@ import torch
 import training_data
 from safetensors.torch import load_file, save_file
 
+from kiwi_core import media
 from kiwi_core.mllm_encoder import MLLMEncoder
 from training import batches, metrics, trainer
 from training import cache_data as cache_step
 from training.cache import Cache, digest
 from training.cache_data import cache_data
+from training.data import index as media_index
 from training.data.index import Index
 from training.data.media import Media
 from training.encode import assemble
@@ -287,6 +291,15 @@ def test_processes_share_the_samples(filled, monkeypatch, tmp_path):
     assert counts(shared) == (0, 3, 0)
 
 
+def test_what_a_killed_process_left_half_written_goes_after_a_day(filled):
+    old, new = (entries(filled)[0].with_name(f".{name}.tmp.safetensors") for name in ("old", "new"))
+    for path, days in ((old, 2), (new, 0.5)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    cache_data(filled)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 def test_two_that_write_the_same_do_no_harm(config, data):
     data.write_text(data.read_text() + "video0.mkv,video0_edit.mkv,Once more.,\n")
     assert counts(config) == (4, 0, 0)
@@ -320,7 +333,7 @@ def test_a_cache_needs_a_folder(config):
 
 def test_broken_media_are_counted_and_left_out(config, data, caplog):
     (data.parent / "video0_edit.mkv").write_bytes(b"nothing")  # cannot even be opened
-    (data.parent / "ref0.mkv").write_bytes((data.parent / "ref0.mkv").read_bytes()[:-600])
+    training_data.cut(data.parent / "ref0.mkv")
     config = config.replace(kinds=())
     with caplog.at_level("WARNING"):
         assert counts(config) == (1, 0, 2)
@@ -436,6 +449,56 @@ def test_a_missing_file_has_no_digest(picture, tmp_path):
     assert index.known_digest(picture) is None
     with pytest.raises(FileNotFoundError):
         index.digest(picture)
+
+
+@pytest.mark.parametrize("path", ["x" * 300 + ".mp4", "image.png/below.mp4", "a\0b.mp4"])
+def test_what_can_be_no_file_has_no_digest(picture, tmp_path, path):
+    assert Index(None).known_digest(Media(str(tmp_path / path))) is None
+
+
+def test_facts_are_found_from_another_folder(picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    index = Index("media.jsonl")
+    digest = index.digest(Media("image.png"))
+    monkeypatch.chdir("/")
+    assert Index(tmp_path / "media.jsonl").known_digest(picture) == digest
+    # Files of before have the path as it was given.
+    monkeypatch.chdir(tmp_path)
+    text = (tmp_path / "media.jsonl").read_text()
+    (tmp_path / "media.jsonl").write_text(text.replace(str(tmp_path / "image.png"), "image.png"))
+    assert Index("media.jsonl").known_digest(Media("image.png")) == digest
+
+
+def test_an_index_that_cannot_be_written_is_told_and_no_row_is_broken(picture, tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    index = Index(tmp_path / "file" / "media.jsonl")
+    assert media_index.each(index.digest, [picture, picture]) == [picture.digest()] * 2
+    index.probe(picture)
+    assert "cannot be written" in caplog.text and index.path is None
+
+
+def test_errors_of_the_machine_are_no_rows(picture):
+    def full(item):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def odd(item):
+        raise KeyError(item)
+
+    with pytest.raises(OSError, match="No space left"):
+        media_index.each(full, [1])
+    assert [str(error) for error in media_index.each(odd, [1])] == ["KeyError: 1"]
+    assert media_index.each(str, range(2000)) == [str(item) for item in range(2000)]
+
+
+def test_a_source_at_its_targets_rate_has_an_entry_of_its_own(filled, data):
+    """Other frames are taken of it, where the header of the target says another rate."""
+    config = filled.replace(frame_rate=6.0, kinds=("video",))
+    assert counts(config) == (1, 0, 0)
+    before = set(entries(config))
+    target = data.parent / "video0_edit.mkv"
+    media.save_video(target, media.load_video(target).frames, 24, crf=1)
+    assert counts(config) == (1, 0, 0)
+    assert len(set(entries(config)) - before) == 3  # the target, the source and its features
 
 
 def test_an_index_in_memory_writes_nothing(picture, tmp_path):

@@ -95,8 +95,10 @@ def test_references_are_decoded_whole(clip, row):
 def test_pairs_must_agree_in_size_and_length(clip, row):
     text = only_message(replace(row, target=clip("big.mp4", height=64)))
     assert "48x32" in text and "48x64" in text
-    text = only_message(replace(row, target=clip("long.mp4", 6)))
-    assert "5 frames" in text and " 6" in text
+    text = only_message(replace(row, target=clip("still.png", 1)))
+    assert "5 frames" in text and " 1" in text
+    longer = replace(row, target=clip("long.mp4", 6))
+    assert found([longer]) == [("warning", "r", longer.target.name)]  # at the same rate
 
 
 @pytest.mark.parametrize(("rate", "count"), [(10.09, 0), (9.91, 0), (10.2, 1), (9.8, 1)])
@@ -159,6 +161,31 @@ def test_the_same_row_twice_is_a_warning(row, decode):
     rows = [row, replace(row, id="other", prompt="Rain."), replace(row, id="again")]
     assert found(rows, decode=decode) == [("warning", "again", row.target.name)]
     assert "Row r has" in check_rows(rows, decode=decode).problems[0].message
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_pair_with_another_reference_is_another_row(clip, row, decode):
+    first, second = (replace(row, id=name, reference=clip(f"{name}.png", 1)) for name in "ab")
+    again = replace(first, id="again")
+    assert found([row, first, second, again], decode=decode) == [("warning", "again", row.target.name)]
+
+
+def test_a_frame_that_cannot_be_converted_is_found(row, monkeypatch):
+    """As training converts it, whatever error that raises; looking at it is not enough."""
+
+    def fail(*args):
+        raise SyntaxError("not a TIFF file")
+
+    assert found([row]) == []
+    monkeypatch.setattr("training.data.check.load_video", fail)
+    messages = [problem.message for problem in check_rows([row]).errors]
+    assert messages == ["SyntaxError: not a TIFF file"] * 2
+
+
+def test_lengths_that_fit_by_time_are_told_the_way(clip, row):
+    pair = replace(row, source=clip("long.mkv", 10, rate=10), target=clip("t.mkv", 5, rate=5))
+    (error,) = check_rows([pair]).errors
+    assert "cut them to one length, or bring both to one rate with --frame-rate" in error.message
 
 
 def test_all_problems_of_a_row_are_found_at_once(tmp_path, clip, row):

@@ -7,6 +7,7 @@ import io
 import pickle
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from kiwi_core.media import load_video, save_video
+from training.data import places
 from training.data.media import Media, ParquetCell, Probe, TarMember
 
 
@@ -207,6 +209,24 @@ def test_parquet_files_that_change_are_read_anew(tmp_path):
     for level in (1, 2):
         Image.new("RGB", (16 * level, 16)).save(tmp_path / "a.png")
         assert in_parquet(tmp_path / "s.parquet", tmp_path / "a.png").picture().width == 16 * level
+
+
+def test_neighbours_of_a_cell_are_read_with_it_once_and_not_all_are_kept(tmp_path, monkeypatch):
+    cells = [bytes([number]) * 100 for number in range(40)]
+    pq.write_table(pa.table({"clip": cells}), tmp_path / "s.parquet", row_group_size=10)
+    media = [Media(str(tmp_path / "s.parquet"), ParquetCell(*divmod(number, 10), "clip")) for number in range(40)]
+    reads, opened = [], places.open_parquet
+    monkeypatch.setattr(places, "open_parquet", lambda path: reads.append(path) or opened(path))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(Media.digest, media))
+    assert found == [hashlib.blake2b(cell, digest_size=16).hexdigest() for cell in cells]
+    for number in (39, 0, 25, 11):
+        media[number].digest()
+    assert len(reads) == 4
+    monkeypatch.setattr(places, "_KEPT", 2500)  # two groups
+    for number in (39, 0, 39, 0, 20):
+        media[number].digest()
+    assert len(reads) == 6
 
 
 def test_damaged_parquet_files_are_refused(tmp_path):

@@ -122,11 +122,19 @@ def test_a_clip_has_as_many_frames_as_its_shape_says(rate, tmp_path):
         assert found.frames <= count < found.frames + 4
 
 
+def test_a_rate_that_came_as_a_float_asks_for_no_frame_that_is_not_there():
+    for rate in (Fraction(30000, 1001), Fraction(24000, 1001)):
+        for frames in range(1, 242, 4):
+            assert shape(frames, 64, 64, rate, max_frames=997, frame_rate=float(rate))[0] == frames
+
+
 def test_what_no_rule_fits_is_one_sentence():
     with pytest.raises(ValueError, match=r"^The frames are 31x500 pixels; both sides must be 32 or more\.$"):
         shape(9, 31, 500)
     with pytest.raises(ValueError, match=r"^The clip has 8 frames, fewer than the shortest of lengths"):
         shape(8, 64, 64, lengths=(9, 17))
+    with pytest.raises(ValueError, match=r"^The clip has 8 frames at 8 a second, fewer than the shortest of lengths"):
+        shape(30, 64, 64, 30, frame_rate=8.0, lengths=(17,))
     with pytest.raises(ValueError, match="both sides must be 32"):
         shape(9, 4000, 40, max_pixels=32 * 100)  # scaled to 17 pixels
 
@@ -195,6 +203,36 @@ def test_a_pair_is_read_at_the_frame_rate(tmp_path):
     levels = source.mean(axis=(1, 2, 3))
     assert np.abs(levels - np.arange(10, 190, 20)).max() < 3
     assert np.abs(target.mean(axis=(1, 2, 3)) - levels).max() < 3
+
+
+def numbered(count):
+    """Frame n is grey at level 4 n."""
+    return np.repeat(np.arange(0, 4 * count, 4, dtype=np.uint8), 32 * 32 * 3).reshape(count, 32, 32, 3)
+
+
+def test_as_many_frames_go_together_by_number_whatever_the_headers_say(tmp_path):
+    source, target = write(tmp_path, "s.mkv", numbered(60), 30), write(tmp_path, "t.mkv", numbered(60), 15)
+    row, rules = Row("a", source, target, ""), Rules(64 * 64, 25, 16, 10.0)
+    shape = prepare.pair_shape(row, source.probe(), target.probe(), rules)
+    found = [clip.mean(axis=(1, 2, 3)) / 4 for clip in prepare.read_pair(row, shape, rules)]
+    assert shape.frames == 25
+    assert np.abs(found[0] - found[1]).max() < 0.5
+    assert found[1].round().astype(int)[:5].tolist() == [0, 1, 3, 4, 6]
+
+
+def test_other_numbers_of_frames_go_together_at_one_rate_only():
+    long, short = Probe(61, 32, 32, Fraction(30)), Probe(30, 32, 32, Fraction(15))
+    row, still = Row("a", Media("s.mp4"), Media("t.mp4"), ""), Probe(1, 32, 32, Fraction(1))
+    for pair in ((long, short), (short, long)):
+        with pytest.raises(ValueError, match=r"^s\.mp4 and t\.mp4 do not match \(\d+ frames of 32x32 and \d+ frames"):
+            prepare.pair_shape(row, *pair, Rules(64 * 64, 81, 16))
+        assert prepare.pair_shape(row, *pair, Rules(64 * 64, 81, 16, 32.0)).frames == 61  # not the 65 of the longer
+    rules = Rules(64 * 64, 81, 16)
+    assert prepare.pair_shape(row, Probe(40, 32, 32, Fraction(15)), short, rules).frames == 29
+    assert prepare.pair_shape(row, Probe(26, 32, 32, Fraction(15)), short, rules).frames == 25
+    for pair in ((Probe(70, 32, 32, Fraction(30)), short), (Probe(2, 32, 32, Fraction(1)), still)):
+        with pytest.raises(ValueError, match="do not match"):
+            prepare.pair_shape(row, *pair, Rules(64 * 64, 81, 16, 30.0))
 
 
 @pytest.mark.parametrize(

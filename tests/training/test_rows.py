@@ -64,7 +64,9 @@ def refused(paths, kind=ValueError, **options):
     with pytest.raises(kind) as error:
         read_rows(paths, **options)
     text = str(error.value)
-    assert "\n" not in text and text.endswith(".") and 20 < len(text) < 500
+    for line in text.splitlines():
+        assert line.endswith(".") and len(line) < 500
+    assert len(text) > 20
     return text
 
 
@@ -117,16 +119,27 @@ def test_missing_columns_are_named(tmp_path, name, column):
 
 @pytest.mark.parametrize("name", ["t.csv", "t.json", "t.jsonl", "t.parquet"])
 @pytest.mark.parametrize("column", ["src_video", "tgt_video"])
-def test_paths_that_leave_the_root_or_lead_nowhere_are_refused(tmp_path, name, column):
+def test_paths_that_leave_the_root_are_refused_those_that_lead_nowhere_left_to_the_check(tmp_path, name, column):
     good = {"iid": "good", **PAIR}
     for path in ("../b.mp4", "x/../../b.mp4"):
         text = refused(write_table(tmp_path / name, [good, {**good, column: path}]))
         assert name in text and path in text and "leaves" in text and column in text
     gone = str(tmp_path / "gone.mp4")
-    text = refused(write_table(tmp_path / name, [good, {**good, column: gone}]), FileNotFoundError)
-    assert name in text and gone in text and column in text
+    rows = read_rows(write_table(tmp_path / name, [good, {**good, "iid": "other", column: gone}]))
+    assert rows[1].source == Media(gone) or rows[1].target == Media(gone)
     text = refused(write_table(tmp_path / name, [good, {**good, column: " "}]))
     assert f"has no {column}" in text and ("row 2" in text or "line 3" in text)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_all_faulty_rows_are_told_at_once(tmp_path, name):
+    rows = [{"iid": str(number), **PAIR, "tgt_video": " "} for number in range(3)]
+    table = write_table(tmp_path / name, rows)
+    other = write_table(tmp_path / "u.jsonl", [{**PAIR, "src_video": ""}] * 40)
+    lines = refused([table, other]).splitlines()
+    assert len(lines) == 20 and lines[-1] == "and 24 more."
+    assert [line.startswith(str(table)) for line in lines[:4]] == [True, True, True, False]
+    assert len(refused(table).splitlines()) == 3
 
 
 def test_references_may_not_leave_the_root_either(tmp_path):
@@ -141,6 +154,7 @@ def test_references_may_not_leave_the_root_either(tmp_path):
         ("t.csv", "src_video,tgt_video,prompt\na,b,c\na,b\n", "line 3"),
         ("t.csv", "src_video,tgt_video,prompt\na,b,snow, please\n", "line 2"),
         ("t.csv", 'src_video,tgt_video,prompt\na,b,"snow', "not CSV"),
+        ("t.csv", "src_video;tgt_video;prompt\na;b;snow\n", "commas, not semicolons"),
         ("t.json", "[]", "no rows"),
         ("t.json", "{}", "not a list"),
         ("t.json", "[1]", "row 1 is not an object"),
@@ -166,6 +180,13 @@ def test_faulty_files_are_refused_with_the_place(tmp_path, name, content, expect
 def test_tables_in_other_encodings_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes("src_video,tgt_video,prompt\na,b,Größe".encode("latin-1"))
     assert "UTF-8" in refused([tmp_path / name])
+
+
+def test_a_reference_that_is_no_number_is_none(tmp_path):
+    """As pandas writes empty cells."""
+    table = write_table(tmp_path / "t.jsonl", [{**PAIR, "ref_image": float("nan")}])
+    assert "NaN" in table.read_text()
+    assert read_rows([table])[0].reference is None
 
 
 def test_byte_order_marks_are_skipped(tmp_path):
@@ -273,6 +294,8 @@ def test_texts_win_over_json(tmp_path):
         ([*sample("0"), ("0.src.mkv", b"")], "two members for 0.src"),
         ([*sample("0"), *sample("0")], "two members for 0.src"),
         ([("README.md", b"")], "no rows"),
+        ([*sample("0"), ("0.ref.heic", b"")], "0.ref.heic cannot be read by its suffix; ref takes .bmp"),
+        ([*sample("0"), *sample("clip.2")], "clip.2.src.mp4 has a dot in its key"),
     ],
 )
 def test_faulty_shards_are_refused(tmp_path, members, expected):
@@ -317,6 +340,10 @@ def test_folders_pair_clips_by_name(tmp_path):
         (("a.mp4", "a_edit.mp4", "a_ref.mp4"), {"a": "x"}, "without a partner: a_ref.mp4"),
         (("a.mp4", "a_edit.mp4"), {}, "write it to a.txt"),
         (("a.mp4", "a.mov", "a_edit.mp4"), {"a": "x"}, "both a.mov and a.mp4"),
+        (("a.mp4", "a_edit.mp4", "a_ref.heic"), {"a": "x"}, "a_ref.heic cannot be read by its suffix"),
+        (("a.heic", "a_edit.heic", "b.mp4", "b_edit.mp4"), {"b": "x"}, "a_edit.heic cannot be read by its suffix"),
+        (("rows.csv",), {}, "give the table itself"),
+        (("a.mp4", "a_edit.mp4", "old.tar"), {"a": "x"}, "both a_edit.mp4 and old.tar"),
     ],
 )
 def test_faulty_folders_are_refused(tmp_path, names, texts, expected):
@@ -342,11 +369,21 @@ def test_folders_and_patterns_of_shards_are_read_by_name(tmp_path):
     assert "no rows" in refused([])
 
 
-def test_one_id_twice_is_refused_with_both_places(tmp_path):
-    table = write_table(tmp_path / "t.csv", [{"id": "x", **PAIR}, {"id": "y", **PAIR}])
-    shard = write_tar(tmp_path / "s.tar", sample("y"))
-    text = refused([table, shard])
-    assert f"{table} line 3" in text and f"{shard}:y" in text and "same id y" in text
+def test_one_id_twice_in_a_table_is_refused_with_both_places(tmp_path):
+    table = write_table(tmp_path / "t.csv", [{"id": "y", **PAIR}, {"id": "x", **PAIR}, {"id": "y", **PAIR}])
+    text = refused([table])
+    assert f"{table} line 2" in text and f"{table} line 4" in text and "same id y" in text and "column id" in text
+
+
+def test_an_id_that_comes_again_in_another_file_has_its_name_before_it(tmp_path):
+    folders = [touch(tmp_path / name / "clips", "1.mp4", "1_edit.mp4", prompt="x") for name in "abc"]
+    tables = [write_table(tmp_path / name / "t.csv", [PAIR]) for name in "ab"]
+    shard = write_tar(tmp_path / "s.tar", sample("1"))
+    rows = read_rows([*folders, *tables, shard])
+    digest = digest_id("a.mp4", "b.mp4", PAIR["prompt"], "")
+    assert [row.id for row in rows] == ["1", "clips/1", "clips/1-2", digest, f"t/{digest}", "s/1"]
+    assert len({row.target for row in rows}) == 6
+    assert "given twice" in refused([shard, tmp_path / "a" / ".." / "s.tar"])
 
 
 def test_rows_travel_between_processes_and_serve_as_keys(tmp_path):

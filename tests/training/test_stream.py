@@ -1,7 +1,9 @@
 """Which samples come when, and what is drawn for each."""
 
 import dataclasses
+import errno
 import itertools
+import random
 from collections import Counter
 from types import SimpleNamespace
 
@@ -12,18 +14,17 @@ import training_data
 
 from training import batches
 from training.data import loader
-from training.data.media import Media
+from training.data.media import Media, ParquetCell, TarMember
 from training.data.prepare import Rules, Shape
 from training.data.row import Row
 from training.data.stream import BatchStream, derive
 from training.encode import Encoded
 
 SHAPES = ["wide"] * 7 + ["tall"] * 4 + ["square"]
-ONE_FILE = [""] * len(SHAPES)
 
 
-def stream(batch_size=3, seed=0, name="video", shapes=SHAPES, shards=None):
-    return BatchStream(shapes, ONE_FILE if shards is None else shards, batch_size, seed, name)
+def stream(batch_size=3, seed=0, name="video", shapes=SHAPES, units=None, **options):
+    return BatchStream(shapes, units or [None] * len(shapes), batch_size, seed, name, **options)
 
 
 def epoch(stream, number=0):
@@ -69,18 +70,49 @@ def test_an_order_is_not_that_of_the_rows():
     assert all(20 < first[sample] < 90 for sample in range(len(SHAPES)))  # 50 of each on average
 
 
-def test_rows_of_a_file_stay_together():
-    shards = [f"{sample % 4}.tar" for sample in range(40)]
+def test_a_few_files_are_mixed():
+    files = ["subject.parquet"] * 300 + ["background.parquet"] * 300
+    found = [files[batch[0]] for batch in epoch(stream(1, shapes=["one"] * 600, units=files))]
+    for start in range(0, 600, 60):
+        assert 15 <= found[start : start + 60].count("subject.parquet") <= 45
+
+
+def test_of_many_files_a_few_are_read_at_once_and_rows_without_lie_between():
+    units = [("a.parquet", sample % 80) for sample in range(800)] + [None] * 800
     orders = set()
-    for number in range(6):
-        found = epoch(stream(1, shapes=["one"] * 40, shards=shards), number)
-        order = [name for name, _ in itertools.groupby(shards[batch[0]] for batch in found)]
-        assert sorted(order) == ["0.tar", "1.tar", "2.tar", "3.tar"]
-        orders.add(tuple(order))
-    assert len(orders) > 1  # the files are shuffled too
-    batches = epoch(stream(4, shapes=["one"] * 40, shards=shards))
-    files = [{shards[sample] for sample in batch} for batch in batches]
-    assert sum(len(names) > 1 for names in files) <= 3  # only where one file ends and the next begins
+    for number in range(3):
+        found = [units[batch[0]] for batch in epoch(stream(1, shapes=["one"] * 1600, units=units), number)]
+        for start in range(0, 1600, 160):
+            assert 50 <= found[start : start + 160].count(None) <= 110
+        located = [unit for unit in found if unit]
+        windows = [frozenset(located[start : start + 160]) for start in range(0, 800, 160)]
+        assert [len(window) for window in windows] == [16] * 5  # each file comes in one of them
+        orders.add(windows[0])
+    assert len(orders) == 3
+
+
+def test_batches_of_rare_shapes_do_not_wait_for_the_end():
+    shapes = ["one"] * 380 + [f"rare{number}" for number in range(20)]
+    for units in (None, [("a.tar", 0)] * 200 + [("b.tar", 0)] * 200):
+        found = epoch(stream(4, shapes=shapes, units=units))
+        rare = [place for place, batch in enumerate(found) if shapes[batch[0]] != "one"]
+        assert len(rare) == 20
+        assert sum(place < len(found) / 2 for place in rare) >= 4
+
+
+def test_a_run_of_before_keeps_its_order():
+    """As these lines put it, before files were mixed."""
+    files = [f"{sample % 4}.tar" for sample in range(40)]
+    for names in (files, [""] * 40):
+        for number in range(2):
+            draw = random.Random(derive(0, "video", number))  # noqa: S311
+            shuffled, order = sorted(set(names)), list(range(40))
+            draw.shuffle(shuffled)
+            draw.shuffle(order)
+            order = [[sample] for name in shuffled for sample in order if names[sample] == name]
+            if len(shuffled) == 1:
+                draw.shuffle(order)
+            assert epoch(stream(1, shapes=["one"] * 40, units=names, by_file=True), number) == order
 
 
 def test_seeds_are_the_same_on_every_machine():
@@ -159,6 +191,34 @@ def test_a_broken_row_is_named_and_the_others_stay(rows, tmp_path):
     assert sorted(sample.row_id for sample in loaded.samples) == ["row1", "row2", "row3"]
     assert [row for row, _ in loaded.broken] == ["bad"]
     assert "broken.png" in loaded.broken[0][1]
+
+
+def test_an_error_that_no_one_foresaw_is_a_broken_row_and_a_full_disk_is_none(rows):
+    loaded = samples(rows[:2], prepare=lambda sample: {}["tags"])[0]
+    assert {problem for _, problem in loaded.broken} == {"KeyError: 'tags'"} and not loaded.samples
+
+    def full(sample):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise ValueError("It cannot be read.") from error
+
+    def out_of_memory(sample):
+        raise MemoryError
+
+    with pytest.raises(ValueError, match="cannot be read"):
+        samples(rows[:2], prepare=full)[0]
+    with pytest.raises(MemoryError):
+        samples(rows[:2], prepare=out_of_memory)[0]
+
+
+def test_a_row_is_read_with_its_shard_or_its_row_group():
+    clip, cell = Media("a.mp4"), Media("a.parquet", ParquetCell(3, 5, "ref_image_bytes"))
+    in_tar = Media("a.tar", TarMember("0.src.mp4", 512, 9))
+    assert Row("x", clip, clip, "").unit is None
+    assert Row("x", clip, clip, "", cell, "a.parquet").unit == ("a.parquet", 3)
+    assert Row("x", clip, clip, "", None, "a.parquet").unit is None
+    assert Row("x", in_tar, in_tar, "", None, "a.tar").unit == ("a.tar", 0)
 
 
 def drawn(of, count, slots=1):

@@ -15,6 +15,7 @@ from kiwi_core import KiwiEditPipeline, media
 from training import base, broken, flow_match, metrics, model, trainer
 from training.batches import collate
 from training.data.loader import Sample
+from training.data.stream import BatchStream
 from training.encode import Encoder
 
 
@@ -200,8 +201,7 @@ def test_only_what_a_kind_uses_has_gradients(tiny_model, pairs, tmp_path):
 def test_a_broken_sample_is_reported_and_left_out_the_same_way_every_time(quick, tmp_path, caplog):
     table = training_data.write_all(tmp_path / "data", 3)
     broken = tmp_path / "data" / "video1_edit.mkv"
-    frames = media.load_video(broken).frames
-    media.save_video(broken, frames[:, :40], 12, crf=1)  # found only when the pair is read
+    training_data.cut(broken)
     runs = []
     for name in ("first", "second"):
         config = quick(
@@ -330,6 +330,76 @@ def test_a_run_of_before_keeps_its_order(quick, monkeypatch):
     assert trainer._Run(config).order == config.seed
 
 
+def test_a_run_of_before_keeps_its_rows_and_their_order(quick):
+    """Checkpoints had no version before files were mixed and sources looked at."""
+    config = quick(steps=1)
+    trainer.train(config)
+    (state,) = Path(config.output).glob("checkpoints/*/state.json")
+    old = json.loads(state.read_text())
+    for name in ("version", "validation", "bases"):
+        del old[name]
+    state.write_text(json.dumps(old))
+    run = trainer._Run(config)
+    dataset = run._datasets()["image"]
+    before = BatchStream([()] * 4, [""] * 4, 2, run.order, "image", by_file=True)
+    assert [dataset.stream.batch(place) for place in range(6)] == [before.batch(place) for place in range(6)]
+    assert run.version == 1
+    run._save()
+    assert json.loads(state.read_text())["version"] == 1  # for good
+
+
+def test_a_run_goes_on_after_data_and_model_were_moved(quick, tmp_path, tiny_model):
+    table = training_data.write_all(tmp_path / "data", 2)
+    rows = [training_data.write_pair(table.parent, "held", 9, frames=1)]
+    held = training_data.write_table(table.parent, rows, "held.csv")
+    given = {"model": str(shutil.copytree(tiny_model / "released", tmp_path / "model")), "cache": ""}
+    given |= {"data": (str(table),), "validation_data": (str(held),), "validate_every": 0}
+    config = quick("tiny_stage1", steps=1, **given)
+    trainer.train(config)
+    moved, there = (shutil.move(tmp_path / name, tmp_path / f"moved_{name}") for name in ("data", "model"))
+    given = {"model": str(there), "data": (f"{moved}/rows.csv",), "validation_data": (f"{moved}/held.csv",)}
+    config = config.replace(steps=2, **given)
+    trainer.train(config)
+    assert len(losses(config)) == 2
+    with pytest.raises(ValueError, match="The data have changed"):
+        trainer.train(config.replace(steps=3, validation_data=(f"{moved}/rows.csv",)))
+    other = shutil.copytree(there, tmp_path / "other")
+    weights = next(other.rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"other settings \(model is"):
+        trainer.train(config.replace(steps=3, model=str(other)))
+
+
+def test_a_run_whose_rate_falls_names_the_way_on(quick):
+    trainer.train(quick("tiny_stage1", steps=1, schedule="cosine"))
+    with pytest.raises(ValueError, match=r"steps is 1 there and 2 here\); to train on, use --start .+run with another"):
+        trainer.train(quick("tiny_stage1", steps=2, schedule="cosine"))
+
+
+def test_a_run_in_its_own_folder_names_its_files(quick, tmp_path, monkeypatch):
+    config = quick("tiny_stage1", steps=1, exports=("comfyui",), output="my_style")
+    Path(config.output).mkdir()
+    monkeypatch.chdir(config.output)
+    (made,) = trainer.train(config.replace(output="."))
+    assert made.name == "my_style.safetensors"
+
+
+def test_sample_clips_of_any_id_have_files_of_their_own(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from training import samples
+
+    monkeypatch.setattr(samples, "decode", lambda model, latents: latents)
+    frames = np.zeros((1, 32, 32, 3), np.uint8)
+    ids = ["plain-1", "a/1", "a_1", "水" * 300, "水" * 299, "x" * 300]
+    sheets = []
+    for row_id in ids:
+        batch = SimpleNamespace(row_ids=(row_id,), source_latents=frames, latents=frames)
+        sheets.append(samples.write(None, batch, frames, tmp_path))
+    assert len(set(sheets)) == len(ids) and all(sheet.is_file() for sheet in sheets)
+    assert sheets[0].name == "plain-1_sheet.jpg"
+
+
 def test_a_run_notices_that_its_data_have_changed(quick, tmp_path):
     table = training_data.write_all(tmp_path / "data", 3)
     trainer.train(quick(data=(str(table),), cache="", steps=1))
@@ -341,8 +411,7 @@ def test_a_run_notices_that_its_data_have_changed(quick, tmp_path):
 def test_a_broken_validation_row_is_left_out(quick, tmp_path):
     table = training_data.write_all(tmp_path / "data", 3)
     held = training_data.write_all(tmp_path / "held", 1)
-    clip = tmp_path / "held" / "video0_edit.mkv"
-    media.save_video(clip, media.load_video(clip).frames[:, :40], 12, crf=1)
+    training_data.cut(tmp_path / "held" / "video0_edit.mkv")
     config = quick(data=(str(table),), validation_data=(str(held),), cache="", steps=1, validate_every=1)
     trainer.train(config)
     (last,) = [line for line in metrics.read(Path(config.output)) if "validation/loss" in line and line["step"]]

@@ -10,9 +10,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 
-from kiwi_core.media import MAX_ASPECT, Probe, probe
+from kiwi_core.media import MAX_ASPECT, Probe, load_video, probe
 
+from .faults import problem
 from .media import Media
+from .prepare import same_length, same_rate
 from .report import Problem, Report
 from .rows import Row, kind_of
 
@@ -25,7 +27,7 @@ _RESERVED = re.compile(r"<\|\w+\|>")
 
 @dataclass
 class _Finding:
-    """What is known of one row: ``digests`` are of source and target, None unless both could be read."""
+    """What is known of one row: ``digests`` are of its media, None unless source and target could be read."""
 
     problems: list[Problem] = field(default_factory=list)
     target: Probe | None = None
@@ -60,7 +62,7 @@ def check_rows(
         if finding.digests:
             first = seen.setdefault((finding.digests, row.prompt.strip()), row.id)
             if first != row.id:
-                message = f"Row {first} has the same source, target and prompt; remove one."
+                message = f"Row {first} has the same media and prompt; remove one."
                 report.problems.append(Problem(row.id, row.target.name, message, "warning"))
         if progress:
             progress(number, len(rows))
@@ -92,8 +94,8 @@ def _check_row(row: Row, decode: bool) -> _Finding:
     for media in (row.source, row.target):
         try:
             found, header = _probe(media, decode)
-        except (ValueError, OSError) as error:
-            report(media.name, str(error))
+        except Exception as error:
+            report(media.name, problem(error))
             probes.append(None)
             continue
         probes.append(found)
@@ -102,29 +104,35 @@ def _check_row(row: Row, decode: bool) -> _Finding:
         if header.frames > found.frames:
             message = f"Only {found.frames} of {header.frames} frames can be decoded; copy or export it again."
             report(media.name, message, "warning")
+    shown: tuple = ()
     if row.reference is not None:
-        for message in _reference_problems(row.reference, decode):
+        faults = list(_reference_problems(row.reference, decode))
+        for message in faults:
             report(row.reference.name, message)
+        shown = (row.reference.digest() if decode and not faults else row.reference,)
     source, finding.target = probes
     if source and finding.target:
         for message, severity in _pair_problems(source, finding.target):
             report(row.target.name, message, severity)
         try:
             digests = (row.source.digest(), row.target.digest()) if decode else (row.source, row.target)
-        except (ValueError, OSError) as error:
-            report(row.target.name, str(error))
+        except Exception as error:
+            report(row.target.name, problem(error))
             return finding
-        finding.digests = digests
+        finding.digests = digests + shown
         if digests[0] == digests[1]:
             report(row.target.name, "The target is identical to the source; give the edited clip.", "warning")
     return finding
 
 
 def _probe(media: Media, decode: bool) -> tuple[Probe, Probe]:
-    """By decoding, and by the header; the same without ``decode``."""
+    """By decoding, the first frame as training does, and by the header; the same without ``decode``."""
     with media.open_path() as path:
         header = probe(path)
-        return probe(path, decode=True) if decode else header, header
+        if not decode:
+            return header, header
+        load_video(path, 1)
+        return probe(path, decode=True), header
 
 
 def _prompt_problems(prompt: str) -> Iterator[str]:
@@ -148,8 +156,8 @@ def _reference_problems(media: Media, decode: bool) -> Iterator[str]:
         else:
             found = media.probe()
             width, height = found.width, found.height
-    except (ValueError, OSError) as error:
-        yield str(error)
+    except Exception as error:
+        yield problem(error)
     else:
         yield from _size_problems(height, width)
 
@@ -158,9 +166,14 @@ def _pair_problems(source: Probe, target: Probe) -> Iterator[tuple[str, str]]:
     if (source.height, source.width) != (target.height, target.width):
         sizes = [f"{found.width}x{found.height}" for found in (source, target)]
         yield f"The source is {sizes[0]} and the target {sizes[1]} pixels; export both in one size.", "error"
-    if source.frames != target.frames:
-        yield f"The source has {source.frames} frames and the target {target.frames}; cut them to one length.", "error"
     moving = min(source.frames, target.frames) > 1
-    if moving and abs(source.frame_rate - target.frame_rate) > source.frame_rate / 100:
+    if source.frames != target.frames:
+        way, severity = "cut them to one length", "error"
+        if moving and same_rate(source, target):
+            way, severity = "the first that both have are used", "warning"
+        elif moving and same_length(source, target):
+            way += ", or bring both to one rate with --frame-rate"
+        yield f"The source has {source.frames} frames and the target {target.frames}; {way}.", severity
+    if moving and not same_rate(source, target):
         rates = [f"{float(found.frame_rate):.4g}" for found in (source, target)]
         yield f"The source has {rates[0]} and the target {rates[1]} frames a second; export both alike.", "warning"

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from . import prepare
+from .faults import problem
 from .prepare import Rules, Shape
 from .row import Row
 from .stream import BatchStream, derive
@@ -64,7 +65,7 @@ class Samples(Dataset):
         cache: a ``training.cache.Cache``, or None. reference_scales: number of scales; 0 draws any.
         spread: timesteps follow a sequence that fills the range evenly, rather than being drawn each on its own.
         epoch: batches after which all is shuffled anew; 0 for all there are. stack: makes one of encoded samples.
-        prepare: what can be done with one that is not encoded.
+        prepare: what can be done with one that is not encoded. by_file: the order of older runs.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class Samples(Dataset):
         epoch: int = 0,
         stack: Callable[[list[Sample]], object | None] = lambda samples: None,
         prepare: Callable[[Sample], object | None] = lambda sample: None,
+        by_file: bool = False,
     ):
         self.rows, self.shapes, self.kind, self.seed = rows, shapes, kind, seed
         self.rules, self.cache, self.reference_scales, self.spread = rules, cache, reference_scales, spread
         self.batch_size, self.epoch = batch_size, epoch
         self.stack, self.prepare = stack, prepare
-        self.stream = BatchStream(groups, [row.shard for row in rows], batch_size, seed, kind)
+        units = [row.shard if by_file else row.unit for row in rows]
+        self.stream = BatchStream(groups, units, batch_size, seed, kind, by_file)
 
     def __getitem__(self, place: int) -> Loaded:
         loaded = Loaded(place)
@@ -102,8 +105,8 @@ class Samples(Dataset):
                 fill(sample, row, shape, self.rules, self.cache)
                 if sample.encoded is None:
                     swap(sample, self.prepare(sample))
-            except (ValueError, OSError) as error:
-                loaded.broken.append((row.id, str(error)))
+            except Exception as error:
+                loaded.broken.append((row.id, problem(error)))
             else:
                 loaded.samples.append(sample)
         with contextlib.suppress(ValueError):  # the main process stacks again and says it plainly, without a traceback
@@ -129,7 +132,7 @@ class Samples(Dataset):
 
 
 def fill(sample: Sample, row: Row, shape: Shape, rules: Rules, cache=None) -> None:
-    """Read a sample from the cache, or else decode it; raises ValueError or OSError for broken media."""
+    """Read a sample from the cache, or else decode it; raises for broken media, mostly ValueError or OSError."""
     sample.encoded = None if cache is None else cache.load(row, shape, sample.kind)
     if sample.encoded is None:
         sample.source, sample.target = prepare.read_pair(row, shape, rules)

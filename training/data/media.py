@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,6 +38,12 @@ class Media:
     def name(self) -> str:
         """What messages and reports call it."""
         return f"{self.path}:{self.place.name}" if self.place else self.path
+
+    @property
+    def identity(self) -> str:
+        """The same for the same bytes, however the path to them is written."""
+        path = os.path.realpath(self.path)
+        return f"{path}:{self.place.name}" if self.place else path
 
     @contextmanager
     def open_path(self) -> Iterator[Path]:
@@ -73,12 +80,17 @@ class Media:
             return probe(path, decode)
 
     def frames(
-        self, max_frames: int | None = None, frame_rate: Fraction | float | None = None, start: int = 0
+        self,
+        max_frames: int | None = None,
+        frame_rate: Fraction | float | None = None,
+        start: int = 0,
+        own_rate: Fraction | None = None,
     ) -> np.ndarray:
         """Frames ``start`` to ``start + max_frames`` as uint8 ``[T, H, W, 3]``, fewer where the clip ends.
 
         With ``frame_rate``, in frames a second, the clip is first brought to that rate: each moment shows the
         frame nearest in time, the earlier of two, and a slower clip repeats frames. One frame stays one.
+        ``own_rate`` is the clip's rate where its header is not to be asked.
 
         Raises FileNotFoundError for missing media, ValueError for damaged ones, a ``start`` past the end and
         numbers out of range.
@@ -92,7 +104,8 @@ class Media:
             if frame_rate is None:
                 frames = load_video(path, stop).frames[start:]
             else:
-                indices = _nearest(probe(path), Fraction(frame_rate).limit_denominator(1_000_000))[start:stop]
+                found = probe(path)
+                indices = _nearest(found, own_rate or found.frame_rate, exact_rate(frame_rate))[start:stop]
                 frames = load_video(path, int(indices[-1]) + 1).frames if len(indices) else indices
                 frames = frames[indices[indices < len(frames)]]
         if not len(frames):
@@ -108,11 +121,19 @@ class Media:
         return self.place.chunks(self.path) if self.place else file_chunks(self.path)
 
 
-def _nearest(found: Probe, rate: Fraction) -> np.ndarray:
+def exact_rate(rate: Fraction | float) -> Fraction:
+    """The frames a second that a number stands for: 29.97002997... is 30000/1001."""
+    return Fraction(rate).limit_denominator(1_000_000)
+
+
+def frames_at(found: Probe, rate: Fraction | float) -> int:
+    """Number of frames that a clip has once it is brought to ``rate`` frames a second."""
+    return 1 if found.frames == 1 else math.ceil(found.frames * exact_rate(rate) / found.frame_rate)
+
+
+def _nearest(found: Probe, own_rate: Fraction, rate: Fraction) -> np.ndarray:
     """Indices of the frames that are shown at 0, 1 / rate, 2 / rate, ... seconds, until the clip ends."""
-    if found.frames == 1:
-        return np.zeros(1, dtype=int)
-    step = found.frame_rate / rate
+    count = frames_at(replace(found, frame_rate=own_rate), rate)
     half = Fraction(1, 2)
-    places = [math.ceil(index * step - half) for index in range(math.ceil(found.frames / step))]
+    places = [math.ceil(index * own_rate / rate - half) for index in range(count)]
     return np.array(places, dtype=int).clip(0, found.frames - 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .media import PICTURE_SUFFIXES, Media
 from .places import ParquetCell, open_parquet
-from .row import Placed, Row, digest_id, media_at, prompt_at
+from .row import Placed, Row, attempt, digest_id, media_at, prompt_at
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -23,8 +23,8 @@ def read_parquet(path: Path, root: Path) -> Iterator[Placed]:
     ``ref_image_bytes`` holds bytes or a struct of ``bytes`` and ``path``, whose path counts where it has no
     bytes. References stay in the file until they are used.
 
-    Raises ValueError for a damaged file, a missing column or path, or without pyarrow, and FileNotFoundError
-    for an absolute media path without a file.
+    A row without a path comes as a ValueError in its place. Raises ValueError for a damaged file, a missing column, or
+    without pyarrow.
     """
     with open_parquet(path) as file:
         names = file.schema_arrow.names
@@ -38,19 +38,18 @@ def read_parquet(path: Path, root: Path) -> Iterator[Placed]:
             for index, fields in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
                 number += 1
                 place = f"{path} row {number}"
-                reference = None
-                if references:
-                    reference = _reference(path, root, place, group, index, references[index])
-                yield place, _row(fields, path, root, place, number, reference)
+                cell = (group, index, references[index]) if references else None
+                yield place, attempt(_row, fields, path, root, place, number, cell)
 
 
-def _row(fields: dict, path: Path, root: Path, place: str, number: int, reference: Media | None) -> Row:
+def _row(fields: dict, path: Path, root: Path, place: str, number: int, cell: tuple | None) -> Row:
     prompt = prompt_at(fields["prompt"], place)
     source, target = (media_at(fields[column], root, column, place) for column in ("src_video", "tgt_video"))
     name = fields.get("iid")
     if name in (None, ""):
         # The number tells rows apart that differ in their reference only.
         name = digest_id(fields["src_video"], fields["tgt_video"], prompt, path.name, str(number))
+    reference = cell and _reference(path, root, place, *cell)
     return Row(str(name), source, target, prompt, reference, str(path))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 _CHUNK = 1 << 20
+# Bytes of row groups that a process keeps: all that the stream mixes, where they are as small as RefVIE's.
+_KEPT = 256 << 20
+
+_kept: OrderedDict[tuple, pyarrow.ChunkedArray] = OrderedDict()
+_reading = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -104,10 +110,16 @@ def open_parquet(path: str | Path) -> Iterator[pyarrow.parquet.ParquetFile]:
         raise ValueError(f"{path} cannot be read as Parquet; download it again.") from error
 
 
-@lru_cache(maxsize=1)
 def _cells(path: str, row_group: int, column: str, *version: int) -> pyarrow.ChunkedArray:
-    """One column of one row group. Parquet has no smaller unit, so neighbours are kept for the next call."""
-    with open_parquet(path) as file:
-        if row_group >= file.num_row_groups or column not in file.schema_arrow.names:
-            raise ValueError(f"{path} has no {column} in row group {row_group}; read the rows again.")
-        return file.read_row_group(row_group, columns=[column]).column(column)
+    """One column of one row group. Parquet has no smaller unit, so the last ones are kept for what comes next."""
+    key = path, row_group, column, *version
+    with _reading:  # several threads that want the same group are to read it once
+        if key not in _kept:
+            with open_parquet(path) as file:
+                if row_group >= file.num_row_groups or column not in file.schema_arrow.names:
+                    raise ValueError(f"{path} has no {column} in row group {row_group}; read the rows again.")
+                _kept[key] = file.read_row_group(row_group, columns=[column]).column(column)
+        _kept.move_to_end(key)
+        while len(_kept) > 1 and sum(cells.nbytes for cells in _kept.values()) > _KEPT:
+            _kept.popitem(last=False)
+        return _kept[key]

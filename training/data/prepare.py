@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from PIL import Image
 
 from kiwi_core import geometry
 
-from .media import Probe
+from .media import Probe, frames_at
 from .row import Row
 
 REFERENCE_SCALES = (0.7, 1.0)
@@ -43,14 +44,13 @@ def shape_of(probe: Probe, rules: Rules) -> Shape:
 
     ValueError for a clip that is too small or too short for the rules.
     """
-    frames = probe.frames
-    if rules.frame_rate and frames > 1:
-        frames = math.ceil(frames * rules.frame_rate / probe.frame_rate)
-    frames = (min(frames, rules.max_frames) - 1) // 4 * 4 + 1
+    count = frames_at(probe, rules.frame_rate) if rules.frame_rate else probe.frames
+    frames = (min(count, rules.max_frames) - 1) // 4 * 4 + 1
     if rules.lengths and probe.frames > 1:
         fitting = [length for length in rules.lengths if length <= frames]
         if not fitting:
-            raise ValueError(f"The clip has {probe.frames} frames, fewer than the shortest of lengths; leave it out.")
+            at = f" at {rules.frame_rate:g} a second" if rules.frame_rate else ""
+            raise ValueError(f"The clip has {count} frames{at}, fewer than the shortest of lengths; leave it out.")
         frames = max(fitting)
     height, width = probe.height, probe.width
     if rules.aspects:
@@ -88,16 +88,59 @@ def fit(frames: np.ndarray, shape: Shape) -> np.ndarray:
     return fitted
 
 
+def same_rate(source: Probe, target: Probe) -> bool:
+    """Whether two clips have as many frames a second, but for one in a hundred."""
+    return abs(source.frame_rate - target.frame_rate) <= source.frame_rate / 100
+
+
+def same_length(source: Probe, target: Probe) -> bool:
+    """Whether two clips of different rates last as long, but for a frame."""
+    shorter, longer = sorted(found.frames / found.frame_rate for found in (source, target))
+    return longer - shorter <= 1 / min(source.frame_rate, target.frame_rate)
+
+
+def pair_shape(row: Row, source: Probe, target: Probe, rules: Rules) -> Shape:
+    """The shape of a pair's sample; ValueError for a pair that does not go together, and as :func:`shape_of`.
+
+    Frames go together by their number; of clips of one rate, those that both have. Clips of other rates and numbers of
+    frames go together by their times, which needs a ``frame_rate`` that both are brought to.
+    """
+    sizes = [(found.frames, found.height, found.width) for found in (source, target)]
+    if sizes[0] == sizes[1]:
+        return shape_of(target, rules)
+    alike = same_rate(source, target) or (rules.frame_rate and same_length(source, target))
+    if sizes[0][1:] == sizes[1][1:] and min(source.frames, target.frames) > 1 and alike:
+        return min(shape_of(source, rules), shape_of(target, rules), key=lambda shape: shape.frames)
+    raise _mismatch(row, *sizes)
+
+
+def source_rate(source: Probe, target: Probe, rules: Rules) -> Fraction | None:
+    """The rate that a source is taken to have, where its header is not to be asked for it.
+
+    Two clips with as many frames go together frame by frame, even if the header of one says another rate, as that
+    of an edit does which a tool saved at a rate of its own.
+    """
+    differ = source.frame_rate != target.frame_rate
+    return target.frame_rate if rules.frame_rate and differ and source.frames == target.frames else None
+
+
 def read_pair(row: Row, shape: Shape, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
     """Source and target of a row, uint8 ``[T, H, W, 3]``; ValueError if they do not go together."""
-    rate = rules.frame_rate or None
-    source, target = (media.frames(shape.frames, rate) for media in (row.source, row.target))
+    rate, own_rate = rules.frame_rate or None, None
+    if rate:
+        own_rate = source_rate(row.source.probe(), row.target.probe(), rules)
+    source, target = row.source.frames(shape.frames, rate, own_rate=own_rate), row.target.frames(shape.frames, rate)
     if source.shape != target.shape:
-        sizes = " and ".join(f"{len(clip)} frames of {clip.shape[2]}x{clip.shape[1]}" for clip in (source, target))
-        raise ValueError(f"{row.source.name} and {row.target.name} do not match ({sizes}); export them alike.")
+        raise _mismatch(row, source.shape, target.shape)
     if len(target) < shape.frames:
         raise ValueError(f"{row.target.name} has {len(target)} frames, not {shape.frames} as it says; export it again.")
     return fit(source, shape), fit(target, shape)
+
+
+def _mismatch(row: Row, *sizes: Sequence[int]) -> ValueError:
+    """Of clips of so many frames, height and width."""
+    text = " and ".join(f"{frames} frames of {width}x{height}" for frames, height, width, *_ in sizes)
+    return ValueError(f"{row.source.name} and {row.target.name} do not match ({text}); export them alike.")
 
 
 def read_reference(row: Row) -> np.ndarray | None:

@@ -67,7 +67,7 @@ class Report:
         path = Path(path)
         lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in self.problems]
         with replacing(path) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8")
+            temporary.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
         return path
 
 

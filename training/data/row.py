@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,25 @@ class Row:
     shard: str = ""
     """The tar or Parquet file that the row stands in, the same for all its rows; "" outside of those."""
 
+    @property
+    def unit(self) -> tuple[str, int] | None:
+        """What is read in one go with the row: its tar, or its row group of a Parquet file; None for files alone."""
+        for media in (self.target, self.reference):
+            if media is not None and media.place is not None:
+                return self.shard, getattr(media.place, "row_group", 0)
+        return None
 
-Placed = tuple[str, Row]
-"""A row and, for messages, where it stands."""
+
+Placed = tuple[str, "Row | ValueError"]
+"""Where a row stands, for messages, and the row or what is wrong with it."""
+
+
+def attempt(make: Callable[..., Row], *given: object) -> Row | ValueError:
+    """A row, or what is wrong with it: so all faults of a table are told at once."""
+    try:
+        return make(*given)
+    except ValueError as error:
+        return error
 
 
 def kind_of(row: Row, probe: Probe) -> str:
@@ -39,15 +56,13 @@ def kind_of(row: Row, probe: Probe) -> str:
 def media_at(text: object, root: Path, column: str, place: str) -> Media:
     """The media file that a table names, a relative path taken from ``root``.
 
-    Raises ValueError for no path and for one that leaves ``root``, FileNotFoundError for an absolute path
-    without a file.
+    Whether there is such a file is found when it is read. Raises ValueError for no path and for one that leaves
+    ``root``.
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{place} has no {column}; give the path of a file.")
     path = os.path.normpath(text)
     if os.path.isabs(path):
-        if not os.path.exists(path):
-            raise FileNotFoundError(f"{place} has the {column} {text}, which does not exist; correct the path.")
         return Media(path)
     if Path(path).parts[:1] == ("..",):
         raise ValueError(f"{place} has the {column} {text}, which leaves {root}; give another root folder.")

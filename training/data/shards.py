@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Media, TarMember
-from .row import Placed, Row
+from .row import Placed, Row, attempt
 
-_ROLES = {"src": "source", "tgt": "target", "ref": "reference"}
+_ROLES = ("src", "tgt", "ref")
 
 
 def read_shard(path: Path) -> Iterator[Placed]:
@@ -21,14 +21,17 @@ def read_shard(path: Path) -> Iterator[Placed]:
     picture for ``src`` and ``tgt``, a picture for ``ref``; others are left alone. ``.txt`` wins over the
     ``prompt`` of ``.json``.
 
-    Raises ValueError for what is not an uncompressed tar, and for an incomplete or ambiguous row.
+    An incomplete row comes as a ValueError in its place. Raises ValueError for what is not an uncompressed tar, for an
+    ambiguous row, and for a part of a row that cannot be read by its suffix or has a dot in its key.
     """
     groups: dict[str, dict[str, Media | str]] = {}
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                key, role = _split(member.name)
-                if role is None or member.isdir():
+                if member.isdir():
+                    continue
+                key, role = _split(member.name, f"{path}:{member.name}")
+                if role is None:
                     continue
                 group = groups.setdefault(key, {})
                 if role in group:
@@ -42,16 +45,20 @@ def read_shard(path: Path) -> Iterator[Placed]:
     except tarfile.TarError as error:
         raise ValueError(f"{path} is damaged or not an uncompressed tar; pack it again.") from error
     for key, group in groups.items():
-        for role, name in (("src", "source"), ("tgt", "target")):
-            if role not in group:
-                raise ValueError(f"{path} has no {name} for {key}; add {key}.{role}.mp4.")
-        prompt = group.get("txt", group.get("json"))
-        if prompt is None:
-            raise ValueError(f"{path} has no prompt for {key}; add {key}.txt, or a prompt in {key}.json.")
-        yield f"{path}:{key}", Row(key, group["src"], group["tgt"], prompt, group.get("ref"), str(path))
+        yield f"{path}:{key}", attempt(_row, path, key, group)
 
 
-def _split(name: str) -> tuple[str, str | None]:
+def _row(path: Path, key: str, group: dict[str, Media | str]) -> Row:
+    for role, name in (("src", "source"), ("tgt", "target")):
+        if role not in group:
+            raise ValueError(f"{path} has no {name} for {key}; add {key}.{role}.mp4.")
+    prompt = group.get("txt", group.get("json"))
+    if prompt is None:
+        raise ValueError(f"{path} has no prompt for {key}; add {key}.txt, or a prompt in {key}.json.")
+    return Row(key, group["src"], group["tgt"], prompt, group.get("ref"), str(path))
+
+
+def _split(name: str, place: str) -> tuple[str, str | None]:
     """A member's key and role: "src", "tgt", "ref", "txt", "json", or None for members that are no part of a row."""
     folder, base = posixpath.split(posixpath.normpath(name))
     stem, _, rest = base.partition(".")
@@ -61,8 +68,16 @@ def _split(name: str) -> tuple[str, str | None]:
         return key, None
     if not role and suffix in ("txt", "json"):
         return key, suffix
+    dotted, _, last = role.rpartition(".")
+    if last not in _ROLES:
+        return key, None
+    if dotted:
+        whole = f"{stem}.{dotted}".replace(".", "_")
+        raise ValueError(f"{place} has a dot in its key, which ends at the first one; name it {whole}.{last}.{suffix}.")
     suffixes = PICTURE_SUFFIXES if role == "ref" else PICTURE_SUFFIXES | VIDEO_SUFFIXES
-    return key, role if role in _ROLES and f".{suffix}" in suffixes else None
+    if f".{suffix}" not in suffixes:
+        raise ValueError(f"{place} cannot be read by its suffix; {role} takes {', '.join(sorted(suffixes))}.")
+    return key, role
 
 
 def _text(data: bytes, place: str, role: str) -> str | None:

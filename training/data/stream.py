@@ -6,22 +6,35 @@ So a run that goes on after a kill, with any number of workers, sees what it wou
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Hashable, Sequence
+
+# Units whose samples come in turn: more mix better, but a process keeps the row groups of all of them in memory.
+_MIXED = 16
 
 
 class BatchStream:
     """Batches of samples of one shape, shuffled anew in every epoch.
 
     Args:
-        shapes: shape of each sample, anything that can be compared. shards: name of the file that each lies in;
-            samples of one file stay near each other, so that files are read in one go. batch_size: of full batches;
-            an epoch ends with smaller ones where the numbers do not fit. seed: with ``name``, of the shuffling.
+        shapes: shape of each sample, anything that can be compared. units: what each is read in one go with, anything
+            that can be sorted, or None; of these, a few at a time are mixed. batch_size: of full batches; smaller
+            ones are among them where the numbers do not fit. seed: with ``name``, of the shuffling.
+        by_file: the order of older runs: file by file, for which ``units`` are to be the files, all of one type.
     """
 
-    def __init__(self, shapes: Sequence[Hashable], shards: Sequence[str], batch_size: int, seed: int, name: str):
-        self._shapes, self._shards, self._batch_size = list(shapes), list(shards), batch_size
-        self._seed, self._name = seed, name
+    def __init__(
+        self,
+        shapes: Sequence[Hashable],
+        units: Sequence[Hashable],
+        batch_size: int,
+        seed: int,
+        name: str,
+        by_file: bool = False,
+    ):
+        self._shapes, self._units, self._batch_size = list(shapes), list(units), batch_size
+        self._seed, self._name, self._by_file = seed, name, by_file
         counts: dict[Hashable, int] = {}
         for shape in self._shapes:
             counts[shape] = counts.get(shape, 0) + 1
@@ -37,12 +50,39 @@ class BatchStream:
 
     def _shuffled(self, epoch: int) -> list[list[int]]:
         draw = random.Random(derive(self._seed, self._name, epoch))  # noqa: S311
-        shards = sorted(set(self._shards))
-        draw.shuffle(shards)
-        rank = {shard: place for place, shard in enumerate(shards)}
-        order = list(range(len(self._shapes)))
-        draw.shuffle(order)
-        order.sort(key=lambda sample: rank[self._shards[sample]])
+        units = sorted(set(self._units) - {None})
+        draw.shuffle(units)
+        if self._by_file:
+            rank = {unit: place for place, unit in enumerate(units)}
+            order = list(range(len(self._shapes)))
+            draw.shuffle(order)
+            batches = self._batches(sorted(order, key=lambda sample: rank[self._units[sample]]))
+            if len(units) == 1:
+                draw.shuffle(batches)
+            return batches
+        times = self._times(units, draw)
+        batches = self._batches(sorted(range(len(times)), key=times.__getitem__))
+        # By when it was full, a batch of a rare shape would come late, and one that never is would come last.
+        batches.sort(key=lambda batch: times[draw.choice(batch)])
+        return batches
+
+    def _times(self, units: list[Hashable], draw: random.Random) -> list[float]:
+        """When in the epoch, from 0 to 1, each sample comes: any time, but those of a unit with some other units."""
+        window = {unit: place // _MIXED for place, unit in enumerate(units)}
+        sizes = [0] * (len(units) // _MIXED + 1)
+        for unit in self._units:
+            if unit is not None:
+                sizes[window[unit]] += 1
+        ends = list(itertools.accumulate(sizes))
+        times = []
+        for unit in self._units:
+            time = draw.random()
+            if unit is not None:
+                time = (ends[window[unit]] - sizes[window[unit]] * time) / ends[-1]
+            times.append(time)
+        return times
+
+    def _batches(self, order: list[int]) -> list[list[int]]:
         open_batches: dict[Hashable, list[int]] = {}
         batches = []
         for sample in order:
@@ -50,13 +90,10 @@ class BatchStream:
             batch.append(sample)
             if len(batch) == self._batch_size:
                 batches.append(open_batches.pop(self._shapes[sample]))
-        batches += open_batches.values()
-        if len(shards) == 1:  # else the order of the files is to stay
-            draw.shuffle(batches)
-        return batches
+        return batches + list(open_batches.values())
 
 
 def derive(*parts: object) -> int:
     """A seed of 63 bits from anything with a stable text, the same on every machine."""
-    text = "|".join(map(str, parts)).encode()
+    text = "|".join(map(str, parts)).encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

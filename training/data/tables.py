@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from .row import Placed, Row, digest_id, media_at, prompt_at
+from .row import Placed, Row, attempt, digest_id, media_at, prompt_at
 
 SUFFIXES = frozenset((".csv", ".json", ".jsonl"))
 
@@ -21,14 +21,14 @@ def read_table(path: Path, root: Path) -> Iterator[Placed]:
     An id comes from the column ``id`` or ``iid``; without one it is a digest of the fields, and the second of
     two equal rows has "-2" added.
 
-    Raises ValueError for a table that cannot be read, lacks a column or has no path in a row, and
-    FileNotFoundError for an absolute media path without a file.
+    A row without a path or with other faults comes as a ValueError in its place. Raises ValueError for a table that
+    cannot be read or lacks a column.
     """
     read = {".csv": _csv, ".json": _json, ".jsonl": _jsonl}[path.suffix.lower()]
     seen = Counter()
     try:
         for place, fields in read(path):
-            yield place, _row(fields, root, place, seen)
+            yield place, attempt(_row, fields, root, place, seen)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
 
@@ -42,6 +42,8 @@ def _row(fields: object, root: Path, place: str, seen: Counter) -> Row:
     source, target, text, reference = (fields.get(column) for column in (*_NEEDED, "ref_image"))
     prompt = prompt_at(text, place)
     medias = [media_at(source, root, "src_video", place), media_at(target, root, "tgt_video", place)]
+    if reference != reference:  # NaN, which pandas writes for none
+        reference = None
     picture = None if reference in (None, "") else media_at(reference, root, "ref_image", place)
     name = _id(fields, place) or _numbered(digest_id(source, target, prompt, reference or ""), seen)
     return Row(name, *medias, prompt, picture)
@@ -68,7 +70,10 @@ def _csv(path: Path) -> Iterator[tuple[str, dict]]:
         try:
             missing = [column for column in _NEEDED if column not in (reader.fieldnames or ())]
             if missing:
-                raise ValueError(f"{path} has no column {' and no '.join(missing)}; name them in the first line.")
+                way = "name them in the first line"
+                if any(";" in name for name in reader.fieldnames or ()):
+                    way = "divide its fields by commas, not semicolons"
+                raise ValueError(f"{path} has no column {' and no '.join(missing)}; {way}.")
             for fields in reader:
                 place = f"{path} line {reader.line_num}"
                 if None in fields or None in fields.values():
