@@ -46,9 +46,14 @@ def train_together(config, processes=2, env=None):
             env=os.environ | {name: str(value) for name, value in own.items()} | (env or {}),
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         ))  # fmt: skip
-    for process in started:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+    try:
+        for process in started:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
+    finally:
+        for process in started:  # one whose partner failed would wait for it
+            process.kill()
+            process.wait()
 
 
 def trained(config, step, part="model"):
