@@ -51,11 +51,11 @@ test-library-oldest: $(OLDEST)/.installed
 test-comfyui: install
 	$(BIN)/pytest tests/comfy --comfyui $(COMFYUI)
 
-# test_versions.py starts all versions by itself; a trained LoRA is as any other, which test_lora.py has,
+# test_versions.py starts the versions in between by itself; a trained LoRA is as any other, which test_lora.py has,
 # and what the toy model edits is not ComfyUI's.
 test-comfyui-oldest: install
 	$(BIN)/pytest tests/comfy --comfyui $(COMFYUI_OLDEST) --ignore=tests/comfy/test_versions.py \
-		--ignore=tests/comfy/test_training.py --ignore=tests/comfy/test_nano.py
+		--ignore=tests/comfy/test_training.py --ignore=tests/comfy/test_nano.py --ignore=tests/comfy/test_demo.py
 
 test-browser: browser ## run the workflows on the real canvas in headless Chromium
 	$(BIN)/pytest tests/browser

@@ -91,6 +91,16 @@ class EditGraph:
         return load_file(path)["latent_tensor"].float()
 
 
+def load_share(patcher, share):
+    """Put about this share of the weights on the device, as little memory makes ComfyUI do."""
+    budget, size = 1, patcher.model_size()
+    patcher.load(patcher.load_device, lowvram_model_memory=budget)
+    while patcher.loaded_size() < share * size:
+        budget += size // 50
+        patcher.load(patcher.load_device, lowvram_model_memory=budget)
+    assert share <= patcher.loaded_size() / size < 1
+
+
 def node(class_type: str, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs}
 

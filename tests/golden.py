@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import torch
+from differences import record
 from safetensors.torch import load_file
 
 torch.set_num_threads(1)  # the tensors are too small for more to pay
@@ -16,9 +17,19 @@ RELEASE = ROOT / "release"
 MANIFEST = json.loads((ROOT / "manifest.json").read_text(encoding="utf-8"))
 FACTS, TOLERANCES, CONFIG = MANIFEST["facts"], MANIFEST["tolerances"], MANIFEST["config"]
 BF16_RMS = TOLERANCES["bf16 (any)"]["relative_rms_to_stored_bf16"]
-
-maxima: dict[str, tuple[float, float]] = {}
-"""Largest difference seen and its tolerance by group; printed after the run."""
+# 10 to 25 times what is measured here, which leaves room for other CPUs; the published limits let more than one
+# rounding through that is not the published one.
+LIMITS = {
+    "dit float32 (a,b1,b2)": 4e-5,
+    "dit intermediates": 3e-5,
+    "sampling float32": 3e-5,
+    "mllm pixel rows": 1e-5,
+    "mllm vision embeds, hidden, context (f32)": 1e-4,
+    "vae float32": 6e-5,
+    "e2e f32 context": 4e-5,
+    "e2e f32 source/ref latents": 4e-5,
+    "e2e f32 final latents": 5e-5,
+}
 
 
 @functools.cache
@@ -45,18 +56,14 @@ def dit_modules(dtype: torch.dtype = torch.float32) -> tuple:
 
 
 def atol(name: str) -> float:
-    return TOLERANCES[name]["atol"]
-
-
-def _record(group: str, value: float, limit: float) -> None:
-    maxima[group] = (max(value, maxima.get(group, (0.0, 0.0))[0]), limit)
-    assert value <= limit, f"{group}: {value:.3g} is above {limit:g}"
+    """The published limit, or ours where that is tighter."""
+    return min(TOLERANCES[name]["atol"], LIMITS[name])
 
 
 def assert_close(group: str, actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
     """Same shape, and no element further away than ``limit``."""
     assert actual.shape == expected.shape
-    _record(group, (actual.double() - expected.double()).abs().max().item(), limit)
+    record(group, (actual.double() - expected.double()).abs().max().item(), limit)
 
 
 def relative_rms(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -68,14 +75,14 @@ def assert_close_bf16(group: str, actual: torch.Tensor, expected: torch.Tensor) 
     """bfloat16 results depend on kernels: compared by their relative root mean square."""
     assert actual.shape == expected.shape
     assert actual.dtype == torch.bfloat16
-    _record(f"{group} (relative rms)", relative_rms(actual, expected), BF16_RMS)
+    record(f"{group} (relative rms)", relative_rms(actual, expected), BF16_RMS)
 
 
 def assert_close_relative(group: str, actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
     """No element further away than ``limit`` times the largest expected one."""
     assert actual.shape == expected.shape
     largest = expected.double().abs().max().clamp_min(1e-12)
-    _record(group, ((actual.double() - expected.double()).abs().max() / largest).item(), limit)
+    record(group, ((actual.double() - expected.double()).abs().max() / largest).item(), limit)
 
 
 def assert_same_frames(group: str, actual, expected: torch.Tensor) -> None:
@@ -83,6 +90,6 @@ def assert_same_frames(group: str, actual, expected: torch.Tensor) -> None:
     limits = TOLERANCES["e2e f32 frames_uint8"]
     difference = (torch.as_tensor(actual).int() - expected.int()).abs()
     assert actual.shape == tuple(expected.shape)
-    _record(f"{group} (levels)", difference.max().item(), limits["max_abs"])
+    record(f"{group} (levels)", difference.max().item(), limits["max_abs"])
     fraction = (difference > 0).double().mean().item()
-    _record(f"{group} (fraction)", fraction, limits["at_most_fraction_different"])
+    record(f"{group} (fraction)", fraction, limits["at_most_fraction_different"])

@@ -6,6 +6,7 @@ asks for five edits of one clip of the toy world and leaves their videos, and sh
 target, in output/demo/.
 """
 
+import os
 import shutil
 import time
 import wave
@@ -161,7 +162,7 @@ def main() -> None:
         print(f"  {name:<34} {seconds:6.1f} s")
     print("\nVideos, with sound, and sheets:")
     for path in sorted(FOLDER.iterdir()):
-        print(f"  {path.relative_to(comfyui.REPO)}")
+        print(f"  {os.path.relpath(path)}")
 
 
 if __name__ == "__main__":

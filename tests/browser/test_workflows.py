@@ -4,6 +4,7 @@ import json
 
 import comfyui
 import pytest
+from canvas_files import widget_values
 
 WORKFLOWS = sorted((comfyui.REPO / "workflows").glob("*.json"))
 RELEASED = sorted((comfyui.REPO / "tests" / "fixtures" / "released_workflows").glob("*.json"))
@@ -43,22 +44,9 @@ def test_values_of_a_released_workflow_land_on_the_same_widgets(canvas, path):
             continue
         now = prompt[str(node["id"])]
         assert now["class_type"] == node["type"]
-        assert released_values(node).items() <= now["inputs"].items()
+        assert widget_values(node).items() <= now["inputs"].items()
         links = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
         assert {name for name, value in now["inputs"].items() if isinstance(value, list)} == links
-
-
-def released_values(node):
-    """The node's values by widget: slots that are widgets stand in the order of the widgets."""
-    names = []
-    for slot in node["inputs"]:
-        if "widget" in slot:
-            names.append(slot["widget"]["name"])
-            if slot["name"] in ("seed", "index"):  # both count on after a run
-                names.append("control_after_generate")
-    values = dict(zip(names, node.get("widgets_values", []), strict=True))
-    linked = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
-    return {n: value for n, value in values.items() if n not in ("control_after_generate", "upload", *linked)}
 
 
 def test_an_unknown_node_is_complained_of(canvas):

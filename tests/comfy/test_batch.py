@@ -85,11 +85,13 @@ def test_a_clip_that_changed_is_read_again(ready):
     ready.run(graph(1), follow)
     assert "clip" in cached
     cached.clear()
-    media.save_video(path, sample_graph.draw_clip()[:7, ::4, ::4], 12)
-    (saved,) = ready.output_files(ready.run(graph(1), follow))
+    try:
+        media.save_video(path, sample_graph.draw_clip()[:7, ::4, ::4], 12)
+        (saved,) = ready.output_files(ready.run(graph(1), follow))
+    finally:
+        path.write_bytes(before)
     assert "clip" not in cached
     assert len(media.load_video(saved).frames) == 7
-    path.write_bytes(before)
 
 
 @pytest.mark.parametrize("folder", ["..", "batch/../..", "/etc", "/"])

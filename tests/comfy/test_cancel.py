@@ -64,14 +64,17 @@ def single(steps):
 
 def cancel_in(server, prompt, name):
     """Run a prompt, cancel it when that node begins to report or work, and return what it said."""
-    sent = []
+    sent, reports = [], 0
 
     def follow(kind, data):
+        nonlocal reports
+        reports += kind == "progress" and data["node"] == name
         if kind == "executing" and data["node"] == name and not sent:
             sent.append(server.interrupt())
 
     with pytest.raises(comfyui.Interrupted) as cancelled:
         server.run(prompt, follow)
+    assert reports < 20  # it stops within a step, not after the last one
     return str(cancelled.value)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.context_windows
+import comfy.ldm.common_dit
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -16,8 +17,10 @@ import comfy.samplers
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
+import edit_graph
 import pytest
 import torch
+from differences import record
 from safetensors.torch import load_file
 
 from kiwi_core import conditioning, schedule
@@ -127,6 +130,7 @@ def predict_comfy(
 
 
 def largest_difference(a, b):
+    assert a.shape == b.shape
     return (a.float() - b.float()).abs().max().item()
 
 
@@ -142,7 +146,7 @@ CASES = {
 
 @pytest.mark.parametrize("rounding", ["shipped", "none"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_forward_equals_the_library(models, library, sample, case, rounding, record_property):
+def test_forward_equals_the_library(models, library, sample, case, rounding):
     source = sample.source if case["source"] else None
     reference = sample.reference[:, :, : case["references"]] if case["references"] else None
     expected = predict_library(
@@ -151,14 +155,17 @@ def test_forward_equals_the_library(models, library, sample, case, rounding, rec
     got = predict_comfy(
         models[case["first"]], sample.x, sample.sigma, sample.context, source, reference, rounding=rounding
     )
-    record_property("largest_difference", largest_difference(got, expected))
-    torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
+    record("comfy dit", largest_difference(got, expected), TOLERANCE)
 
 
-def test_an_odd_size_is_padded_and_cropped_back(models, sample):
-    x, source, reference = sample.x[..., :7, :11], sample.source[..., :7, :11], sample.reference[..., :7, :11]
-    got = predict_comfy(models[False], x, sample.sigma, sample.context, source, reference)
-    assert got.shape == x.shape
+@pytest.mark.parametrize("first", [False, True])
+def test_an_odd_size_is_padded_and_cropped_back(models, library, sample, first):
+    latents = [latents[..., :7, :11] for latents in (sample.x, sample.source, sample.reference)]
+    x, source, reference = (comfy.ldm.common_dit.pad_to_patch_size(odd, (1, 2, 2)) for odd in latents)
+    expected = predict_library(library, x, sample.sigma, sample.context, source, reference, first)[..., :7, :11]
+    x, source, reference = latents
+    got = predict_comfy(models[first], x, sample.sigma, sample.context, source, reference)
+    record("comfy dit", largest_difference(got, expected), TOLERANCE)
 
 
 def test_sigmas_are_repeated_for_a_batch_of_cond_and_uncond(models, sample):
@@ -210,7 +217,7 @@ def golden_model(dit):
     "case",
     ["nosrc", "src", "src_ref_last", "src_ref_first", "ref_only_last", "src_2ref_last", "image_b2"],
 )
-def test_goldens(dit, case, step, rounding, variant, record_property):
+def test_goldens(dit, case, step, rounding, variant):
     inputs = load_file(GOLDEN / "inputs.safetensors")
     outputs = load_file(GOLDEN / "outputs.safetensors")
     batch = "_b2_1frame" if case == "image_b2" else ""
@@ -230,8 +237,7 @@ def test_goldens(dit, case, step, rounding, variant, record_property):
         **conditions,
     )  # fmt: skip
     expected = outputs[f"out.{case}.t{step}.{variant}"]
-    record_property("largest_difference", largest_difference(got, expected))
-    torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
+    record("comfy dit, published numbers", largest_difference(got, expected), TOLERANCE)
 
 
 def conditioning_of(dit, context, source=None, references=None):
@@ -267,7 +273,7 @@ def euler(library, noise, context, source, reference, steps=4, cfg=1.0, negative
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
-def test_stock_sampling_equals_the_library(dit, models, library, sample, cfg, record_property):
+def test_stock_sampling_equals_the_library(dit, models, library, sample, cfg):
     patcher = models[False]
     to_raw = patcher.model.process_latent_out
     noise, context, negative = sample.x[:1], sample.context[:1], sample.context[1:]
@@ -277,9 +283,7 @@ def test_stock_sampling_equals_the_library(dit, models, library, sample, cfg, re
         patcher, noise, conditioning_of(dit, context, **given), conditioning_of(dit, negative, **given), cfg
     )
     expected = euler(library, noise, context, sample.source[:1], sample.reference, cfg=cfg, negative=negative)
-    difference = largest_difference(patcher.model.process_latent_in(got), expected)
-    record_property("largest_difference", difference)
-    assert difference < 1e-3
+    record("comfy sampling", largest_difference(patcher.model.process_latent_in(got), expected), 1e-3)
 
 
 def context_windows(length, overlap):
@@ -389,16 +393,15 @@ def predict_all(predict, model, sample, dtype=torch.float32):
 @pytest.mark.parametrize(
     "dtype, allowed", [(torch.bfloat16, 0.03), (torch.float16, 0.03), (torch.float8_e4m3fn, 0.1)]
 )
-def test_other_dtypes(library, sample, dtype, allowed, record_property):
+def test_other_dtypes(library, sample, dtype, allowed):
     patcher = load(single_file(library), dtype)
     assert patcher.model.diffusion_model.blocks[0].ffn[0].weight.dtype == dtype
     expected = predict_all(predict_library, library, sample)
     got = predict_all(predict_comfy, patcher, sample, patcher.model.get_dtype_inference())
-    record_property("relative_error", relative_error(got, expected))
-    assert relative_error(got, expected) < allowed
+    record(f"comfy dit {dtype} (relative rms)", relative_error(got, expected), allowed)
 
 
-def test_scaled_fp8_file(library, sample, record_property):
+def test_scaled_fp8_file(library, sample):
     file = single_file(library) | {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
     for name, weight in list(file.items()):
         if name.startswith("blocks.") and weight.dim() == 2:
@@ -408,8 +411,7 @@ def test_scaled_fp8_file(library, sample, record_property):
     patcher = load(file, None)
     expected = predict_all(predict_library, library, sample)
     got = predict_all(predict_comfy, patcher, sample, patcher.model.get_dtype_inference())
-    record_property("relative_error", relative_error(got, expected))
-    assert relative_error(got, expected) < 0.1
+    record("comfy dit, scaled fp8 (relative rms)", relative_error(got, expected), 0.1)
 
 
 def with_lora(patcher):
@@ -422,16 +424,6 @@ def with_lora(patcher):
     return comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0.0)[0]
 
 
-def load_share(patcher, share):
-    """Put about this share of the weights on the device, as little memory makes ComfyUI do."""
-    budget, size = 1, patcher.model_size()
-    patcher.load(patcher.load_device, lowvram_model_memory=budget)
-    while patcher.loaded_size() < share * size:
-        budget += size // 50
-        patcher.load(patcher.load_device, lowvram_model_memory=budget)
-    assert share <= patcher.loaded_size() / size < share + 0.2
-
-
 @pytest.mark.parametrize("share", [0, 0.3, 0.7])
 def test_partially_loaded_is_fully_loaded(library, sample, share):
     whole, part = (with_lora(load(single_file(library))) for _ in range(2))
@@ -439,7 +431,7 @@ def test_partially_loaded_is_fully_loaded(library, sample, share):
     comfy.model_management.load_models_gpu([whole])
     expected = predict_all(predict_comfy, whole, sample)
     assert largest_difference(expected, plain) > 1e-3  # the LoRA does something
-    load_share(part, share)
+    edit_graph.load_share(part, share)
     assert torch.equal(predict_all(predict_comfy, part, sample), expected)
 
 

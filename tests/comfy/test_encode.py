@@ -5,14 +5,22 @@ import logging
 import edit_graph
 import pytest
 import torch
+from differences import record
 from edit_graph import PROMPT, node
+
+from kiwi_core import KiwiEditPipeline
 
 REFERENCES, SOURCE = "kiwi_reference_latents", "kiwi_source_latent"
 
 
 @pytest.fixture(scope="module")
-def loaded(pack, tmp_path_factory):
-    return edit_graph.load(pack, tmp_path_factory.mktemp("models"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def loaded(pack, folder):
+    return edit_graph.load(pack, folder)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +44,16 @@ def encode(nodes, loaded, source, **inputs):
 
 def growing(*pictures):
     return {f"reference_{number}": picture for number, picture in enumerate(pictures, 2)}
+
+
+@pytest.mark.parametrize("frames, reference", [(1, False), (9, False), (9, True)], ids=["image", "video", "ref"])
+def test_the_context_is_the_librarys(nodes, loaded, folder, clip, pictures, frames, reference):
+    library = KiwiEditPipeline.from_pretrained(folder / "released", dtype=torch.float32)
+    picture = edit_graph.pictures()[0] if reference else None
+    wanted = library.encode_prompt(PROMPT, edit_graph.clip()[:frames], picture)
+    found = encode(nodes, loaded, clip[:frames], reference=pictures[0] if reference else None)[0][0]
+    assert found.shape == wanted.shape
+    record("comfy context", (found - wanted).abs().max().item(), 1e-4)
 
 
 def test_the_language_model_sees_the_first_reference_as_published(nodes, loaded, clip, pictures):
@@ -77,6 +95,20 @@ def test_every_reference_becomes_one_latent_frame_in_order(nodes, loaded, clip, 
     for found, wanted in zip(made[0][1][REFERENCES], alone):
         assert found.shape == (1, 16, 1, 8, 12)
         assert torch.equal(found, wanted)
+
+
+def test_a_batch_is_as_many_references(nodes, loaded, clip, pictures):
+    two = torch.cat([pictures[0], pictures[0].flip(1)])
+    conditioning, latent, _ = nodes.KiwiEditSourceVideo.execute(encode(nodes, loaded, clip), loaded.vae, clip).args
+
+    def given(first, **others):
+        return nodes.KiwiEditReferenceImage.execute(conditioning, loaded.vae, latent, first, **others)[0]
+
+    found, wanted = (
+        made[0][1][REFERENCES] for made in (given(two), given(two[:1], references=growing(two[1:])))
+    )
+    assert len(found) == 2
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
 
 
 def test_the_negative_gets_the_same_source_and_references_encoded_once(nodes, loaded, clip, pictures, monkeypatch):

@@ -8,6 +8,7 @@ import random_model
 import sample_graph
 import torch
 from comfy_api.latest import InputImpl
+from differences import record
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -110,7 +111,7 @@ def test_graph_gives_the_latents_of_the_library(graph, pipeline, name):
         wanted = edit(pipeline, video, graph.picture if name == "reference_video_edit" else None)
     found = graph.latents(graph.prompt(name))
     assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() < 5e-3
+    record(f"comfy graph, {name}", (found - wanted).abs().max().item(), 1e-3)
 
 
 def test_released_folder_gives_the_latents_of_the_single_files(graph):
@@ -355,22 +356,3 @@ def test_transparent_pictures_are_composited_on_white(graph, server):
     transparent["join"] = join
     transparent["2"]["inputs"]["video"] = ["join", 0]
     assert torch.equal(graph.latents(transparent), graph.latents(wanted))
-
-
-def test_cancel_stops_within_a_step_and_leaves_the_server_working(graph, server):
-    prompt = graph.prompt("instruct_video_edit")
-    prompt["9"]["inputs"] |= {"steps": 500, "seed": 5}
-    steps = []
-
-    def stop(kind, data):
-        if kind == "progress" and data["max"] == 500:
-            steps.append(data["value"])
-            if len(steps) == 2:
-                server.interrupt()
-
-    import comfyui
-
-    with pytest.raises(comfyui.Interrupted):
-        server.run(prompt, stop)
-    assert len(steps) < 20
-    assert graph.files(graph.prompt("instruct_video_edit"))

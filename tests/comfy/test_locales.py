@@ -28,6 +28,18 @@ def test_english_is_what_the_nodes_say(server):
     assert read("en") == locales.node_defs(server.object_info()), "run make locales, then bring locales/zh in step"
 
 
+def test_help_pages_speak_of_what_the_nodes_have():
+    found = 0
+    for node, texts in read("en").items():
+        slots = [slot["name"] for slot in ({**texts.get("inputs", {})} | texts.get("outputs", {})).values()]
+        page = (comfyui.REPO / "web" / "docs" / f"{node}.md").read_text(encoding="utf-8")
+        for item in re.findall(r"^- (\*\*[^:]+):", page, re.MULTILINE):
+            for name in re.findall(r"\*\*(.+?)\*\*", item):
+                found += 1
+                assert name in slots or name == "references", f"{node}: {name}"  # references: the input that grows
+    assert found > 50
+
+
 def test_chinese_has_every_text_that_english_has():
     assert {path for path, _ in leaves(read("zh"))} == {path for path, _ in leaves(read("en"))}
 

@@ -8,11 +8,12 @@ import comfy.model_management
 import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
-import comfyui
+import comfy.utils
 import edit_graph
 import numpy as np
 import pytest
 import torch
+from comfy.cli_args import LatentPreviewMethod, args
 from edit_graph import node
 
 import nodes as stock
@@ -323,6 +324,16 @@ def test_cancel_stops_within_a_window(sampling, loaded, edit):
     assert sample(sampling, loaded.model, edit).isfinite().all()
 
 
+def test_every_step_shows_a_preview(sampling, loaded, edit, monkeypatch):
+    shown = []
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: shown.append((value, total, preview))
+    )
+    sample(sampling, loaded.model, edit)
+    assert {(value, total) for value, total, preview in shown if preview} == {(1, STEPS), (2, STEPS)}
+
+
 # In the server
 
 
@@ -364,20 +375,3 @@ def test_401_frames_run_from_end_to_end(graph):
     assert found.frames.shape == (401, 32, 48, 3) and found.frame_rate == 24
     assert values[-1] == 1
     assert np.ptp(found.frames.astype(int)) > 10
-
-
-def test_cancel_stops_the_server_and_leaves_it_working(graph):
-    prompt = long_prompt(graph, steps=200, seed=8)
-    prompt["saved"] = node("SaveLatent", samples=["sampled", 0], filename_prefix="cancelled")
-    values = []
-
-    def stop(kind, data):
-        if kind == "progress" and data.get("node") == "sampled":
-            values.append(data["value"])
-            if len(values) == 1:
-                graph.server.interrupt()
-
-    with pytest.raises(comfyui.Interrupted):
-        graph.run(prompt, "saved", on_event=stop)
-    assert len(values) < 100
-    assert graph.latents(graph.prompt()).isfinite().all()

@@ -11,6 +11,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.utils
+import edit_graph
 import folder_paths
 import lora_files
 import numpy as np
@@ -287,14 +288,6 @@ def test_a_later_node_keeps_the_patches(base, run, apply, weights):
     assert torch.equal(run(patched.clone())[0], expected[0])
 
 
-def load_share(patcher, share):
-    budget, size = 1, patcher.model_size()
-    patcher.load(patcher.load_device, lowvram_model_memory=budget)
-    while patcher.loaded_size() < share * size:
-        budget += size // 50
-        patcher.load(patcher.load_device, lowvram_model_memory=budget)
-
-
 @pytest.mark.parametrize("share", [0, 0.3, 0.7])
 def test_partially_loaded_is_fully_loaded(load, run, apply, weights, share):
     pair = lora_files.pairs(weights, [Q])[Q]
@@ -307,7 +300,7 @@ def test_partially_loaded_is_fully_loaded(load, run, apply, weights, share):
         (file, weights | {f"{Q}.weight": whole, "head.modulation": weights["head.modulation"] + 1}),
     ):
         (part,) = apply(load()[:1], tensors)
-        load_share(part, share)
+        edit_graph.load_share(part, share)
         same(run(part, loading=False), run(load(merged)[0]))
 
 
@@ -319,7 +312,7 @@ def test_norms_of_the_language_model_are_patched_however_much_of_it_is_loaded(lo
     plain = load()
     changed = apply(plain, {f"text_encoders.{name.removesuffix('.weight')}.diff": change})
     for part, expected in ((changed, whole), (plain, weights[name]), (changed, whole)):
-        load_share(part[1].patcher, share)
+        edit_graph.load_share(part[1].patcher, share)
         torch.testing.assert_close(comfy.utils.get_attr(part[1].patcher.model, name), expected)
 
 

@@ -8,6 +8,7 @@ import comfyui
 import numpy as np
 import pytest
 import torch
+from differences import record
 from PIL import Image
 
 from kiwi_core import KiwiEditPipeline
@@ -121,19 +122,22 @@ def pipeline():
     return pipeline
 
 
-def test_graph_and_library_succeed_on_the_fixed_items_alike(server, pipeline, tmp_path):
+def test_the_library_succeeds_on_the_fixed_items_and_the_graph_alike(server, pipeline, tmp_path):
     items = fixed_items()
-    made = through_the_graph(server, items, tmp_path)
     by_library = [bench.model(pipeline)(item) for item in items]
-    for item, ours, theirs in zip(items, by_library, made):
-        assert np.abs(ours.astype(int) - theirs.astype(int)).mean() < 0.02, item.name
     right = passed(items, by_library)
-    assert passed(items, made) == right
     assert sum(right) >= BOUND * len(items)
     for category in bench.CATEGORIES:
         mine = [one for item, one in zip(items, right) if item.edit.category == category]
         assert len(mine) >= 8
         assert sum(mine) >= OF_A_CATEGORY * len(mine), category
+    some = range(2 * len(bench.CATEGORIES))  # of every category one that training knows, and one that it does not
+    assert len({items[number].name.rpartition("/")[0] for number in some}) == len(some)
+    made = through_the_graph(server, [items[number] for number in some], tmp_path)
+    for number, theirs in zip(some, made, strict=True):
+        difference = np.abs(by_library[number].astype(int) - theirs.astype(int)).mean()
+        record("comfy toy model (mean levels)", difference, 0.02)
+    assert passed([items[number] for number in some], made) == [right[number] for number in some]
 
 
 def test_its_single_files_edit_alike(server, tmp_path):

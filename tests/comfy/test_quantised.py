@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import random_model as random_models
 import torch
+from differences import record
 
 from kiwi_core.checkpoints import files, fp8, lazy, single_files
 from kiwi_core.checkpoints.convert import convert
@@ -78,18 +79,17 @@ def relative_rms(a, b):
     return ((a - b).square().mean() / b.square().mean()).sqrt().item()
 
 
-def test_the_stock_loader_takes_a_scaled_dit(converted, record_property):
+def test_the_stock_loader_takes_a_scaled_dit(converted):
     whole, none = predict(converted["whole"]["model"])
     exact, also_none = predict(converted["dequantised"]["model"])
     got, layers = predict(converted["fp8"]["model"])
     assert (none, also_none, layers) == (0, 0, LAYERS)
-    record_property("to dequantised", relative_rms(got, exact))
-    record_property("to whole", relative_rms(got, whole))
-    assert relative_rms(got, exact) < SAME
-    assert 1e-3 < relative_rms(got, whole) < ROUNDING * LAYERS**0.5
+    record("scaled dit to dequantised (relative rms)", relative_rms(got, exact), SAME)
+    assert relative_rms(got, whole) > 1e-3
+    record("scaled dit to whole (relative rms)", relative_rms(got, whole), ROUNDING * LAYERS**0.5)
 
 
-def test_our_loader_takes_a_scaled_language_model(converted, node, record_property):
+def test_our_loader_takes_a_scaled_language_model(converted, node):
     frames = np.random.default_rng(0).integers(0, 256, (5, 64, 96, 3), dtype=np.uint8)
     connector = node.load_connector(files.load_tensors(converted["whole"]["connector"]))
     contexts = {}
@@ -98,10 +98,10 @@ def test_our_loader_takes_a_scaled_language_model(converted, node, record_proper
         model = node.load_mllm(*tensors)
         assert quantised_layers(model.patcher.model) == (TEXT_LAYERS if kind == "fp8" else 0)
         contexts[kind] = node.encode(model, connector, "Make it red.", frames, frames[0])
-    record_property("to dequantised", relative_rms(contexts["fp8"], contexts["dequantised"]))
-    record_property("to whole", relative_rms(contexts["fp8"], contexts["whole"]))
-    assert relative_rms(contexts["fp8"], contexts["dequantised"]) < SAME
-    assert 1e-3 < relative_rms(contexts["fp8"], contexts["whole"]) < ROUNDING * TEXT_LAYERS**0.5
+    exact, rounded = (relative_rms(contexts["fp8"], contexts[kind]) for kind in ("dequantised", "whole"))
+    record("scaled mllm to dequantised (relative rms)", exact, SAME)
+    assert rounded > 1e-3
+    record("scaled mllm to whole (relative rms)", rounded, ROUNDING * TEXT_LAYERS**0.5)
 
 
 def test_dequantised_weights_are_comfyuis(converted):

@@ -1,6 +1,6 @@
-"""Every supported ComfyUI loads the nodes and runs the instruct and the reference workflow.
+"""Every ComfyUI between the oldest and the newest loads the nodes and runs the instruct and the reference workflow.
 
-Each version is a server of its own, whatever version the other tests here run on.
+Each version is a server of its own, whatever version the other tests here run on; on those two, all of them do.
 """
 
 import comfyui
@@ -21,7 +21,7 @@ def models(tmp_path_factory):
     return folder / "comfyui"
 
 
-@pytest.fixture(scope="module", params=comfyui.VERSIONS)
+@pytest.fixture(scope="module", params=comfyui.VERSIONS[1:-1])
 def any_server(request, models, tmp_path_factory):
     base = tmp_path_factory.mktemp(f"comfyui-{request.param}")
     (base / "models").symlink_to(models, target_is_directory=True)

@@ -184,6 +184,14 @@ def test_the_edit_comes_back_at_the_size_of_the_original(nodes, tmp_path):
     assert torch.equal((full * 255).round().to(torch.uint8), torch.from_numpy(wanted))
 
 
+def test_frames_take_the_rate_that_is_asked_for_and_a_video_keeps_its_own(nodes, tmp_path):
+    clip = InputImpl.VideoFromFile(str(write(tmp_path / "clip.mkv", 5)))
+    frames = torch.rand(5, 64, 96, 3)
+    for original, rate in ((frames, Fraction("23.976")), (clip, RATE)):
+        video = nodes.video.KiwiEditFinishVideo.execute(frames, original, frame_rate=23.976)[0]
+        assert video.get_frame_rate() == rate
+
+
 @pytest.fixture(scope="module")
 def loaded(pack, tmp_path_factory):
     return edit_graph.load(pack, tmp_path_factory.mktemp("models"))

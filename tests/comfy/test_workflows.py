@@ -5,6 +5,7 @@ from pathlib import Path
 
 import comfyui
 import pytest
+from canvas_files import widget_values
 from PIL import Image
 
 WORKFLOWS = sorted((comfyui.REPO / "workflows" / "api").glob("*.json"))
@@ -26,11 +27,11 @@ def test_canvas_has_the_nodes_links_and_values_of_the_api_file(path):
     for _, source, output, target, slot, _ in canvas["links"]:
         links[str(target), nodes[str(target)]["inputs"][slot]["name"]] = [str(source), output]
     for name, node in api.items():
-        for key, value in node["inputs"].items():
-            if isinstance(value, list):
-                assert links.pop((name, key)) == value
-            else:
-                assert value in nodes[name]["widgets_values"]
+        values = dict(node["inputs"])
+        for key in [key for key, value in values.items() if isinstance(value, list)]:
+            assert links.pop((name, key)) == values.pop(key)
+        # As texts, for which 1, 1.0 and true are three things.
+        assert json.dumps(values, sort_keys=True) == json.dumps(widget_values(nodes[name]), sort_keys=True)
     assert not links
 
 
@@ -46,13 +47,16 @@ def test_every_task_has_its_workflow():
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_every_loader_says_where_to_get_its_folder(path):
     canvas = json.loads(companion(path, ".json").read_text(encoding="utf-8"))
+    loaders = 0
     for node in canvas["nodes"]:
         for value in node.get("widgets_values", []):
             if isinstance(value, str) and value.endswith("-diffusers/"):
+                loaders += 1
                 (link,) = node["properties"]["models"]
                 assert link["name"] == value
                 assert link["directory"] == "diffusers"
                 assert link["url"] == f"https://huggingface.co/linyq/{value.rstrip('/')}"
+    assert loaders in (1, 4)  # Load All, or a loader for each part
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""Models that the tests share, and the table of differences to the published numbers after the run."""
+"""Models that the tests share."""
 
 from pathlib import Path
 
@@ -35,11 +35,3 @@ def random_pipe(random_model):
     pipe = KiwiEditPipeline.from_pretrained(random_model / "released", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def pytest_terminal_summary(terminalreporter):
-    if golden.maxima:
-        terminalreporter.section("largest differences to the published numbers")
-        width = max(map(len, golden.maxima))
-        for group, (value, limit) in sorted(golden.maxima.items()):
-            terminalreporter.write_line(f"{group:{width}}  {value:8.2g} of {limit:g}")

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import random_model as random_models
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from kiwi_core import KiwiEditPipeline
 from kiwi_core.checkpoints import dit_keys, files, fp8, qwen_keys, released, single_files, streaming, training
+from kiwi_core.checkpoints.hub import MODELS
 from kiwi_core.checkpoints.lazy import load
 from kiwi_core.conditioning import PatchEmbedder
 from kiwi_core.connector import DualConnector
@@ -164,6 +166,21 @@ def test_code_in_a_released_folder_is_never_run(random_model, tmp_path):
     (folder / "model_index.json").write_text(json.dumps(index))
     pipe = KiwiEditPipeline.from_pretrained(folder, torch.float32)
     assert_same(pipe.to_parts(), random_models.random_parts())
+
+
+def test_a_model_comes_by_its_name_on_the_hub_and_no_code_with_it(random_model, monkeypatch):
+    fetched = []
+
+    def fetch(name, allow_patterns=None):
+        there = ["model_index.json", "vae/a.safetensors", "processor/merges.txt", "pipeline.py", "vae/a.bin"]
+        fetched.append((name, [*filter_repo_objects(there, allow_patterns=allow_patterns)]))
+        return str(random_model / "released")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    wanted = ["model_index.json", "vae/a.safetensors", "processor/merges.txt"]
+    for name, full in (("somebody/a-model", "somebody/a-model"), ("instruct", MODELS["instruct"])):
+        assert KiwiEditPipeline.from_pretrained(name).dtype == torch.bfloat16
+        assert fetched.pop() == (full, wanted)
 
 
 def test_a_tokenizer_is_built_from_its_vocabulary_where_it_must(tmp_path):

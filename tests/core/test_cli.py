@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -204,6 +204,20 @@ def test_a_task_adds_its_guidance_to_the_prompt(run, picture, tmp_path, monkeypa
     assert run(video=picture, prompt="Remove the bar") == 2
     assert seen[0].startswith("Remove the bar. ") and len(seen[0]) > len("Remove the bar. ")
     assert seen[1] == "Remove the bar"
+
+
+def test_options_reach_the_pipeline(run, picture, monkeypatch):
+    given = {}
+
+    def call(self, prompt, video, references, **kwargs):
+        given.update(kwargs, references=len(references))
+        raise ValueError("Seen.")
+
+    monkeypatch.setattr("kiwi_core.KiwiEditPipeline.__call__", call)
+    pictures = {"reference": [picture, picture], "mllm_references": "all"}
+    assert run(shift=3, guidance=2, negative_prompt="Make it blue", rounding="none", **pictures) == 2
+    wanted = dict(shift=3.0, negative_prompt="Make it blue", rounding="none", mllm_references="all", references=2)
+    assert wanted.items() <= given.items()
 
 
 def test_a_damaged_sound_track_does_not_cost_the_edit(run, tmp_path, caplog):
@@ -415,11 +429,19 @@ def test_ctrl_c_ends_quietly(random_model, picture, tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", script, "edit", *arguments], stderr=subprocess.PIPE, text=True
     ) as process:
-        deadline, seen = time.monotonic() + 120, ""
-        while not re.search(r"[1-9]\d*/1000", seen) and time.monotonic() < deadline:  # the progress bar
-            seen += process.stderr.read(1)
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
+        limit, seen = threading.Timer(120, process.kill), ""
+        limit.start()
+        try:
+            while not re.search(r"[1-9]\d*/1000", seen):  # the progress bar
+                more = process.stderr.read(1)
+                assert more, f"it ended before it sampled: {seen}"
+                seen += more
+            process.send_signal(signal.SIGINT)
+            rest = process.stderr.read()
+            process.wait()
+        finally:
+            limit.cancel()
+            process.kill()
     assert process.returncode == 130
     assert rest.endswith("kiwi-edit: stopped.\n") and "Traceback" not in rest
     assert not list(tmp_path.iterdir())

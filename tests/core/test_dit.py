@@ -95,9 +95,11 @@ def test_intermediate_states_are_the_published_ones(model):
             lambda module, args: seen.__setitem__("timestep_sinusoid", args[0])
         ),
     ]
-    predict(model, "src_ref_last", 1, "a")
-    for hook in hooks:
-        hook.remove()
+    try:
+        predict(model, "src_ref_last", 1, "a")
+    finally:
+        for hook in hooks:
+            hook.remove()
     stored = {name.rpartition(".")[2]: tensor for name, tensor in OUTPUTS.items() if name.startswith("mid.")}
     assert seen.keys() == stored.keys()
     for name, tensor in stored.items():

@@ -6,7 +6,6 @@ import http.server
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -181,7 +180,9 @@ def test_a_second_download_waits_its_turn(hub, models):
     with ThreadPoolExecutor(1) as pool:
         hub.stall.clear()
         first = pool.submit(download, NAME, models, endpoint=hub.url)
+        deadline = time.monotonic() + 60
         while not any(path.endswith(LARGE) for path in hub.requests):
+            assert not first.done() and time.monotonic() < deadline
             time.sleep(0.01)
         with pytest.raises(OSError, match=r"Another download into .* is running"):
             download(NAME, models, endpoint=hub.url)
@@ -208,11 +209,13 @@ def test_a_killed_download_goes_on_where_it_stopped(hub, models):
     process = subprocess.Popen([sys.executable, "-c", call], env=os.environ | {"HF_ENDPOINT": hub.url})
     folder, deadline = models / "diffusers" / "tiny-model", time.monotonic() + 120
     partial = partial_of(content, models)
-    while not partial.exists() or partial.stat().st_size < 10 << 20:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        while not partial.exists() or partial.stat().st_size < 10 << 20:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
     arrived = partial.stat().st_size
     assert INDEX not in contents(folder) and LARGE not in contents(folder)
 

@@ -10,6 +10,9 @@ import pytest
 import kiwi_core
 
 ROOT = Path(__file__).parents[2]
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "node_helpers", "server"}
+# Named in the requirements.txt of every ComfyUI that is supported, or needed by what is named there.
+BROUGHT = {"torch", "numpy", "PIL", "av", "einops", "safetensors", "tokenizers", "transformers", "huggingface_hub"}
 BLOCK = """
 import importlib.abc, sys
 class Absent(importlib.abc.MetaPathFinder):
@@ -54,6 +57,29 @@ def test_the_library_needs_no_comfyui(room, strangers):
     for path in files:
         assert not strangers & set(imported(path)), path
         assert not [name for name in imported(path) if name.startswith(("comfy", "folder_paths"))], path
+
+
+def neighbours(path, inner):
+    """Files of ours that a file imports; ``inner``: those within functions too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if inner else tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            room = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            rooms = [room, *(room / alias.name for alias in node.names)]
+            files = [file for room in rooms for file in (room.with_suffix(".py"), room / "__init__.py")]
+            yield from filter(Path.is_file, files)
+
+
+def test_the_nodes_import_nothing_that_comfyui_does_not_bring():
+    queue, seen = sorted((ROOT / "nodes").glob("*.py")), set()
+    while queue:
+        path = queue.pop()
+        if path not in seen:
+            seen.add(path)
+            # What the library imports within functions, such as its pipeline, no node comes to.
+            queue += neighbours(path, inner=path.parent.name == "nodes")
+            assert set(imported(path)) <= sys.stdlib_module_names | COMFYUI | BROUGHT, path
+    assert ROOT / "kiwi_core" / "checkpoints" / "files.py" in seen
 
 
 def test_the_parts_that_nodes_use_need_no_diffusers():

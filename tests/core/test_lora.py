@@ -157,7 +157,7 @@ def test_what_a_dialect_cannot_hold_is_left_out_and_said(saved, tmp_path, weight
     assert not output.exists()
     pair = FORMS["comfyui"].file(lora_files.pairs(weights, ["blocks.0.self_attn.q"]))
     assert lora.convert(saved(other_changes(weights)[kind] | pair), output, to) == [weight]
-    assert len(load_file(output)) == 3 if to == "kohya" else 2
+    assert len(load_file(output)) == (3 if to == "kohya" else 2)
 
 
 @pytest.mark.parametrize("to", ["comfyui", "peft", "diffsynth", "training"])

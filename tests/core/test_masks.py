@@ -309,15 +309,9 @@ def test_long_video_options_reach_the_pipeline(run, files, monkeypatch):
         KiwiEditPipeline, "__call__", lambda pipe, *args, **kwargs: given.update(kwargs) or edit(pipe, *args, **kwargs)
     )
     folder = files["folder"]
-    options = (
-        "--window", 5, "--window-overlap", 4, "--mllm-view", "window", "--mllm-references", "all", "--guidance", 2,
-        "--negative-prompt", "Blur it.", "--shift", 3, "--rounding", "none", "--match-colours",
-    )  # fmt: skip
+    options = ("--window", 5, "--window-overlap", 4, "--mllm-view", "window", "--guidance", 2, "--match-colours")
     assert run(folder / "clip.mp4", folder / "out.mp4", *options) == 0
-    wanted = dict(
-        window_frames=5, window_overlap=4, mllm_view="window", mllm_references="all", guidance_scale=2.0,
-        negative_prompt="Blur it.", shift=3.0, rounding="none", match_colours=True,
-    )  # fmt: skip
+    wanted = dict(window_frames=5, window_overlap=4, mllm_view="window", guidance_scale=2.0, match_colours=True)
     assert wanted.items() <= given.items()
     assert len(media.load_video(folder / "out.mp4").frames) == 7
 

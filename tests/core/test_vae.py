@@ -1,8 +1,8 @@
 """The VAE against the reference's numbers; its names and sizes in both layouts."""
 
 import json
-from pathlib import Path
 
+import golden
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,7 @@ from kiwi_core.checkpoints.vae_keys import (
     vae_to_original,
 )
 
-GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
-MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
-ATOL = MANIFEST["tolerances"]["vae float32"]["atol"]
-BF16_RMS = MANIFEST["tolerances"]["bf16 (any)"]["relative_rms_to_stored_bf16"]
+ATOL = golden.atol("vae float32")
 
 PUBLISHED = {
     "wan2.1": {
@@ -60,9 +57,9 @@ PUBLISHED = {
 
 class Case:
     def __init__(self, name):
-        self.weights = load_file(GOLDEN / "vae" / f"{name}_weights.safetensors")
-        self.golden = load_file(GOLDEN / "vae" / f"{name}_golden.safetensors")
-        self.facts = MANIFEST["facts"]["vae"][name]
+        self.weights = golden.load(f"vae/{name}_weights")
+        self.golden = golden.load(f"vae/{name}_golden")
+        self.facts = golden.FACTS["vae"][name]
         self.clip = (self.golden["clip_uint8"].float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
         self.latents = self.golden["latent_for_decode"]
         self.tile = kiwi_vae.Tile(*(tuple(pair) for pair in self.facts["tile"]))
@@ -72,7 +69,7 @@ class Case:
         return kiwi_vae.load_vae(self.weights, self.facts["mean"], self.facts["std"], dtype)
 
     def check(self, found, name):
-        torch.testing.assert_close(found, self.golden[name], atol=ATOL, rtol=0)
+        golden.assert_close("vae float32", found, self.golden[name], ATOL)
 
 
 @pytest.fixture(scope="module", params=["vae21", "vae38"])
@@ -89,11 +86,6 @@ def published(request):
             latents_mean=LATENTS_MEAN[PUBLISHED[request.param]["z_dim"]],
             latents_std=LATENTS_STD[PUBLISHED[request.param]["z_dim"]],
         )
-
-
-def relative_rms(found, wanted):
-    found, wanted = found.float(), wanted.float()
-    return ((found - wanted).square().mean() / wanted.square().mean()).sqrt().item()
 
 
 def test_encode(case):
@@ -137,7 +129,7 @@ def test_only_tiled_videos_are_clamped(case):
     vae = kiwi_vae.load_vae(case.weights | loud, case.facts["mean"], case.facts["std"])
     video = kiwi_vae.decode(vae, case.latents)
     assert video.abs().max() > 1
-    torch.testing.assert_close(video / 8, case.golden["decode"], atol=ATOL, rtol=0)
+    case.check(video / 8, "decode")
     tiled = kiwi_vae.decode(vae, case.latents, case.tile)
     assert tiled.abs().max() == 1
 
@@ -197,46 +189,29 @@ def test_bfloat16_with_the_rounding_of_the_reference(case, monkeypatch):
     vae = case.load(torch.bfloat16)
     latents = kiwi_vae.encode(vae, case.clip)
     assert latents.dtype == torch.bfloat16
-    assert relative_rms(latents, case.golden["bf16.encode"]) < BF16_RMS
+    golden.assert_close_bf16("vae bfloat16", latents, case.golden["bf16.encode"])
     last = kiwi_vae.decode(vae, case.latents.bfloat16())[:, :, -1:]
     assert last.dtype == torch.bfloat16
-    assert relative_rms(last, case.golden["bf16.decode_last_frame"]) < BF16_RMS
+    golden.assert_close_bf16("vae bfloat16", last, case.golden["bf16.decode_last_frame"])
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_reference_was(case):
     vae = case.load(torch.bfloat16)
-    golden = case.golden
     latents, video = kiwi_vae.encode(vae, case.clip), kiwi_vae.decode(vae, case.latents.bfloat16())
     for found, stored, exact in (
-        (latents, golden["bf16.encode"], golden["encode"]),
-        (video[:, :, -1:], golden["bf16.decode_last_frame"], golden["decode"][:, :, -1:]),
+        (latents, case.golden["bf16.encode"], case.golden["encode"]),
+        (video[:, :, -1:], case.golden["bf16.decode_last_frame"], case.golden["decode"][:, :, -1:]),
     ):
-        assert relative_rms(found, exact) < 1.25 * relative_rms(stored, exact)
+        assert golden.relative_rms(found, exact) < 1.25 * golden.relative_rms(stored, exact)
 
 
 def test_released_folder():
     """Original names, statistics in config.json, decoder width nowhere but in the shapes."""
-    folder = GOLDEN / "release" / "vae"
+    folder = golden.RELEASE / "vae"
     config = json.loads((folder / "config.json").read_text())
     weights = load_file(folder / "diffusion_pytorch_model.safetensors")
     vae = kiwi_vae.load_vae(weights, config["latents_mean"], config["latents_std"])
     assert (vae.config.z_dim, vae.config.num_res_blocks, vae.config.scale_factor_spatial) == (48, 1, 16)
-
-    golden = load_file(GOLDEN / "e2e" / "golden.safetensors")
-    frames = load_file(GOLDEN / "e2e" / "inputs.safetensors")["source_frames"]
-    clip = (frames.float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
-    torch.testing.assert_close(
-        kiwi_vae.encode(vae, clip), golden["video.f32.source_latents"], atol=ATOL, rtol=0
-    )
-    video = kiwi_vae.decode(vae, golden["video.f32.latents_per_step"][-1])
-    torch.testing.assert_close(
-        video[:, :, [0, 1, -1]], golden["video.f32.decoded_first2_last1"], atol=ATOL, rtol=0
-    )
-
-    bf16 = kiwi_vae.load_vae(weights, config["latents_mean"], config["latents_std"], torch.bfloat16)
-    assert relative_rms(kiwi_vae.encode(bf16, clip), golden["video.bf16.source_latents"]) < BF16_RMS
-    decoded = kiwi_vae.decode(bf16, golden["image.bf16.latents_per_step"][-1])
-    assert relative_rms(decoded, golden["image.bf16.decoded_first2_last1"][:, :, :1]) < BF16_RMS
 
 
 def test_names_there_and_back(case):
