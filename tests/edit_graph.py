@@ -98,7 +98,8 @@ def load_share(patcher, share):
     while patcher.loaded_size() < share * size:
         budget += size // 50
         patcher.load(patcher.load_device, lowvram_model_memory=budget)
-    assert share <= patcher.loaded_size() / size < 1
+    assert patcher.loaded_size() >= share * size
+    assert patcher.loaded_size() < size or share == 1
 
 
 def node(class_type: str, **inputs) -> dict:

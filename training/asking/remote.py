@@ -49,12 +49,24 @@ class Remote:
 
     def answers(self, questions: Sequence[Question], attempt: int = 0) -> list[str | ValueError]:
         """See :class:`training.asking.Chat`."""
-        stop = threading.Event()
-        with ThreadPoolExecutor(self.workers) as pool:
-            asked = [pool.submit(self._answer, question, attempt, stop) for question in questions]
+        stop, failures = threading.Event(), []
+
+        def ask(question: Question) -> str | ValueError:
+            if stop.is_set():  # before this thread's next task could be cancelled
+                raise Unavailable("Another request has failed.")
             try:
-                for one in wait(asked, return_when=FIRST_EXCEPTION).done:
-                    one.result()
+                return self._answer(question, attempt, stop)
+            except BaseException as error:
+                failures.append(error)
+                stop.set()
+                raise
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            asked = [pool.submit(ask, question) for question in questions]
+            try:
+                wait(asked, return_when=FIRST_EXCEPTION)
+                if failures:
+                    raise failures[0]
                 return [one.result() for one in asked]
             except Unavailable as error:
                 # What is asked already is waited for: its answers may be paid for. No other is begun, or tried again.
