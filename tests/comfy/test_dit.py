@@ -29,7 +29,7 @@ from kiwi_core.transformer import KiwiTransformer3DModel
 
 GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "golden" / "dit"
 CHANNELS, DIM = 16, 256  # ComfyUI reads 128-wide heads out of the width
-TOLERANCE = 1e-4
+TOLERANCE = 5e-5
 
 
 @pytest.fixture(scope="module", autouse=True)  # importing it is what makes the stock loader know our files
@@ -283,7 +283,7 @@ def test_stock_sampling_equals_the_library(dit, models, library, sample, cfg):
         patcher, noise, conditioning_of(dit, context, **given), conditioning_of(dit, negative, **given), cfg
     )
     expected = euler(library, noise, context, sample.source[:1], sample.reference, cfg=cfg, negative=negative)
-    record("comfy sampling", largest_difference(patcher.model.process_latent_in(got), expected), 1e-3)
+    record("comfy sampling", largest_difference(patcher.model.process_latent_in(got), expected), 6e-5)
 
 
 def context_windows(length, overlap):
